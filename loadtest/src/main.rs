@@ -1,0 +1,2 @@
+//! The `dormouse-loadtest` binary.
+fn main() {}
