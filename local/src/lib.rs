@@ -1,1 +1,3 @@
-//! Crate.
+//! The embedded cluster.
+
+pub mod api;

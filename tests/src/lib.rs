@@ -1,1 +1,3 @@
-//! Crate.
+//! End-to-end tests.
+
+pub mod parity;

@@ -1,0 +1,107 @@
+//! What the two halves of the control plane tell each other.
+//!
+//! [`path`](crate::path) decides who is in the data path and publishes an [`Entry`] per Route; [`scale`](crate::scale)
+//! decides replicas and reads them. In the other direction [`Fleet`](crate::ingest) shows the live activators and the
+//! traffic of each pool. Both are plain tables behind a short lock, with a `watch` that counts changes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crds::Settings;
+use crds::report::PoolKey;
+use crds::route::{Phase, Workload};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+/// A Route, and the Service of the same name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct RouteKey {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl std::fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What the capture side says of one opted-in Service.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Entry {
+    /// The last good settings.
+    pub(crate) settings: Arc<Settings>,
+    /// The pools and their workloads; empty when refused.
+    pub(crate) pools: Vec<(PoolKey, Workload)>,
+    /// Whether the workload may go to zero; the error is the sentence that says why not.
+    pub(crate) may_sleep: Result<(), String>,
+    /// Replicas to keep at least, whatever the traffic, and why: before capture and during release.
+    pub(crate) at_least: Option<(u32, String)>,
+    /// `hpa/NAME` when a HorizontalPodAutoscaler scales 1→N and we only 0↔1.
+    pub(crate) scaled_by: Option<String>,
+    /// Phase that capture decides (`Direct`, `FailOpen`, `Refused`); `None`: the scale side decides by pods.
+    pub(crate) phase: Option<Phase>,
+    /// Names of the activators that listen for the Route's current generation.
+    pub(crate) listening: Vec<String>,
+    /// Generation of the Route that `listening` refers to.
+    pub(crate) generation: Option<i64>,
+    /// One sentence that replaces the scaling reason while capture has something more important to say.
+    pub(crate) why: Option<String>,
+    /// Conditions that the capture side owns: Captured, ConfigurationValid, FullyActive, SelectorConflict, ScaledByHPA,
+    /// FailOpen, Warning.
+    pub(crate) conditions: Vec<Condition>,
+}
+
+/// All entries. The capture side writes, the scale side reads; only a leader fills it.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    entries: RwLock<HashMap<RouteKey, Arc<Entry>>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Registry {
+    /// An empty registry.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            entries: RwLock::default(),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    /// Publishes `entry`, or takes the Route out with `None`. Tells readers only when something changed.
+    pub(crate) fn set(&self, key: &RouteKey, entry: Option<Entry>) {
+        let mut entries = self.entries.write();
+        let changed = match entry {
+            None => entries.remove(key).is_some(),
+            Some(entry) if entries.get(key).is_some_and(|old| **old == entry) => false,
+            Some(entry) => {
+                entries.insert(key.clone(), Arc::new(entry));
+                true
+            }
+        };
+        drop(entries);
+        if changed {
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// The entry of one Route.
+    pub(crate) fn get(&self, key: &RouteKey) -> Option<Arc<Entry>> {
+        self.entries.read().get(key).cloned()
+    }
+
+    /// All entries, cheaply shared.
+    pub(crate) fn all(&self) -> Vec<(RouteKey, Arc<Entry>)> {
+        self.entries
+            .read()
+            .iter()
+            .map(|(key, entry)| (key.clone(), Arc::clone(entry)))
+            .collect()
+    }
+
+    /// Counts changes.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}

@@ -1,0 +1,1 @@
+//! API cases that any Kubernetes API must answer alike.
