@@ -1,1 +1,546 @@
-//! Module.
+//! Reports in, directives out: one HTTP/2 stream to each activator.
+//!
+//! The [`Fleet`] keeps a task per activator endpoint that dials, authenticates, reads report lines and sends directive
+//! lines. Whether an activator is used depends on this stream alone: it is *live* from its first line until it breaks or
+//! is silent for two seconds. A standby keeps its streams open too, with `leader: false`, so that it can take over warm.
+//!
+//! A line is handed to the sink in the same turn that read it, and what the sink then put into [`Fleet::set_waking`] goes
+//! out before anything else is awaited: an activator learns within a millisecond that its wake was seen.
+
+mod membership;
+mod stream;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crds::report::{Directive, Peer, PoolKey, ProbeOrder, ProbeResult, Report, RouteAck};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::lease::Leadership;
+use crate::metrics::Metrics;
+use crate::state::{Dirty, RouteKey};
+use membership::{Member, Membership};
+
+pub(crate) use stream::Token;
+
+/// How long a listed activator without a stream is waited for before totals count as complete without it. Its traffic
+/// has moved to the others after 2 s; the rest is for requests that it may still have in flight.
+const EXPECTED_FOR: Duration = Duration::from_secs(30);
+
+/// Longest a self-probe may take: its tries are short connections within the cluster.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Self-probe orders that may wait for one stream to carry them. Capture runs few at once.
+const ORDERS: usize = 256;
+
+/// Where an activator's report stream is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Endpoint {
+    /// Its address, on which it listens for all Routes too.
+    pub(crate) address: String,
+    /// The port of the report stream.
+    pub(crate) port: u16,
+    /// The node it runs on, for our slices.
+    pub(crate) node: Option<String>,
+    /// That node's zone, for our slices.
+    pub(crate) zone: Option<String>,
+}
+
+/// An activator whose stream is live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Live {
+    /// Its name.
+    pub(crate) name: String,
+    /// The instance: new with each process.
+    pub(crate) instance: String,
+    /// The address on which it listens for all Routes.
+    pub(crate) address: String,
+    /// The node it runs on.
+    pub(crate) node: Option<String>,
+    /// That node's zone.
+    pub(crate) zone: Option<String>,
+    /// Whether it takes new connections.
+    pub(crate) serving: bool,
+}
+
+/// What a live activator last said of one Route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ack {
+    /// The activator's name.
+    pub(crate) activator: String,
+    /// The activator's instance.
+    pub(crate) instance: String,
+    /// Whether the activator takes new connections.
+    pub(crate) serving: bool,
+    /// The Route object's uid.
+    pub(crate) uid: String,
+    /// The generation it listens for.
+    pub(crate) generation: i64,
+    /// Why it cannot listen; empty: it listens.
+    pub(crate) error: String,
+}
+
+/// The outcome of a self-probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    /// A connection to the address landed on a live activator, with the right Route.
+    Landed {
+        /// The activator that dialled.
+        by: String,
+        /// The activator that answered.
+        on: String,
+    },
+    /// It did not, or nobody could try; a sentence.
+    Missed(String),
+}
+
+/// What a stream brings.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A report line, and when it had been read.
+    Line {
+        /// The line.
+        report: Box<Report>,
+        /// When its last byte was read.
+        read_at: Instant,
+    },
+    /// The stream of an instance broke.
+    Gone {
+        /// The instance.
+        instance: String,
+    },
+}
+
+/// Takes what streams bring, in the task that read it: must not block.
+pub(crate) type Sink = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// All report streams.
+pub(crate) struct Fleet {
+    /// This autoscaler's name.
+    name: String,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    /// Counts changes of what directives say; every stream task watches it.
+    directives: watch::Sender<u64>,
+    /// Counts changes of [`Fleet::live`].
+    changed: watch::Sender<u64>,
+    /// Routes whose acknowledgements changed.
+    acked: Arc<Dirty<RouteKey>>,
+    next_probe: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    leadership: Leadership,
+    /// Listed endpoints without a live stream, and since when.
+    expected: HashMap<Endpoint, Instant>,
+    streams: BTreeMap<Endpoint, Stream>,
+    membership: Membership,
+    waking: BTreeSet<PoolKey>,
+    probes: HashMap<u64, (Endpoint, oneshot::Sender<ProbeResult>)>,
+    last_prober: usize,
+}
+
+/// A live stream.
+struct Stream {
+    live: Live,
+    acks: HashMap<RouteKey, RouteAck>,
+    epoch: u64,
+    foreign: u32,
+    orders: mpsc::Sender<ProbeOrder>,
+}
+
+impl Fleet {
+    /// A fleet without streams.
+    pub(crate) fn new(name: &str, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.to_owned(),
+            metrics,
+            state: Mutex::default(),
+            directives: watch::Sender::new(0),
+            changed: watch::Sender::new(0),
+            acked: Dirty::new(),
+            next_probe: AtomicU64::new(1),
+        })
+    }
+
+    /// Keeps a stream to each listed endpoint until `stop`, then closes them all.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        mut endpoints: watch::Receiver<Arc<Vec<Endpoint>>>,
+        mut leadership: watch::Receiver<Leadership>,
+        token: Token,
+        sink: Sink,
+        stop: CancellationToken,
+    ) {
+        let tasks = TaskTracker::new();
+        let mut running: HashMap<Endpoint, CancellationToken> = HashMap::new();
+        loop {
+            let listed = endpoints.borrow_and_update().clone();
+            self.list(&listed);
+            running.retain(|endpoint, unlisted| {
+                let keep = listed.contains(endpoint);
+                if !keep {
+                    unlisted.cancel();
+                }
+                keep
+            });
+            for endpoint in listed.iter() {
+                running.entry(endpoint.clone()).or_insert_with(|| {
+                    let unlisted = CancellationToken::new();
+                    tasks.spawn(stream::keep(
+                        Arc::clone(&self),
+                        endpoint.clone(),
+                        token.clone(),
+                        Arc::clone(&sink),
+                        unlisted.clone(),
+                        stop.clone(),
+                    ));
+                    unlisted
+                });
+            }
+            self.lead(*leadership.borrow_and_update());
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = endpoints.changed() => if changed.is_err() { break },
+                changed = leadership.changed() => if changed.is_err() { break },
+            }
+        }
+        tasks.close();
+        stop.cancelled().await;
+        tasks.wait().await;
+    }
+
+    /// The activators whose streams are live, by address.
+    pub(crate) fn live(&self) -> Vec<Live> {
+        self.state
+            .lock()
+            .streams
+            .values()
+            .map(|stream| stream.live.clone())
+            .collect()
+    }
+
+    /// What live activators last said of `route`.
+    pub(crate) fn acks(&self, route: &RouteKey) -> Vec<Ack> {
+        let state = self.state.lock();
+        let of = |stream: &Stream| {
+            stream.acks.get(route).map(|ack| Ack {
+                activator: stream.live.name.clone(),
+                instance: stream.live.instance.clone(),
+                serving: stream.live.serving,
+                uid: ack.uid.clone(),
+                generation: ack.generation,
+                error: ack.error.clone(),
+            })
+        };
+        state.streams.values().filter_map(of).collect()
+    }
+
+    /// Routes whose acknowledgements changed since they were last taken. For one taker.
+    pub(crate) fn acked(&self) -> Arc<Dirty<RouteKey>> {
+        Arc::clone(&self.acked)
+    }
+
+    /// Counts changes of [`Fleet::live`].
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Addresses of listed activators whose stream is missing and still waited for: without them totals are stale.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        let state = self.state.lock();
+        let waited = |(endpoint, since): (&Endpoint, &Instant)| {
+            (since.elapsed() < EXPECTED_FOR).then(|| endpoint.address.clone())
+        };
+        state.expected.iter().filter_map(waited).collect()
+    }
+
+    /// Says in every directive, from now on, whether the wake of `pool` is being carried out.
+    pub(crate) fn set_waking(&self, pool: &PoolKey, waking: bool) {
+        let mut state = self.state.lock();
+        let changed = if waking {
+            state.waking.insert(pool.clone())
+        } else {
+            state.waking.remove(pool)
+        };
+        drop(state);
+        // Taking a pool out is no news that an activator waits for: the next heartbeat tells.
+        if changed && waking {
+            self.directives.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// The membership epoch, and whether it is settled.
+    pub(crate) fn epoch(&self) -> (u64, bool) {
+        let state = self.state.lock();
+        (state.membership.epoch(), state.membership.settled())
+    }
+
+    /// Has a live activator connect to `address` (a Service's `ClusterIP:port`) up to `tries` times.
+    ///
+    /// # Cancel safety
+    /// A dropped probe is forgotten; its answer is ignored.
+    pub(crate) async fn probe(&self, route: &RouteKey, address: &str, tries: u32) -> Probe {
+        let id = self.next_probe.fetch_add(1, Ordering::Relaxed);
+        let order = ProbeOrder {
+            id,
+            namespace: route.namespace.clone(),
+            route: route.name.clone(),
+            address: address.to_owned(),
+            tries,
+        };
+        let (by, answer) = match self.order(order) {
+            Ok(ordered) => ordered,
+            Err(why) => return Probe::Missed(why.to_owned()),
+        };
+        let result = tokio::time::timeout(PROBE_TIMEOUT, answer).await;
+        let mut state = self.state.lock();
+        state.probes.remove(&id);
+        let outcome = match result {
+            Ok(Ok(ProbeResult {
+                landed: Some(instance),
+                ..
+            })) => {
+                let on = state
+                    .streams
+                    .values()
+                    .find(|stream| stream.live.instance == instance);
+                match on {
+                    Some(on) => Probe::Landed {
+                        by,
+                        on: on.live.name.clone(),
+                    },
+                    None => Probe::Missed(format!("{by} landed on an activator that has no live stream")),
+                }
+            }
+            Ok(Ok(result)) => Probe::Missed(format!("{by} dialled {address}: {}", result.error)),
+            Ok(Err(_)) => Probe::Missed(format!("the stream of {by} broke during the probe")),
+            Err(_) => Probe::Missed(format!(
+                "{by} did not answer within {} s",
+                PROBE_TIMEOUT.as_secs()
+            )),
+        };
+        self.metrics.self_probe(matches!(outcome, Probe::Landed { .. }));
+        outcome
+    }
+
+    /// Gives an order to the next serving activator, in turn.
+    fn order(&self, order: ProbeOrder) -> Result<(String, oneshot::Receiver<ProbeResult>), &'static str> {
+        let mut state = self.state.lock();
+        let serving: Vec<Endpoint> = state
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.live.serving)
+            .map(|(endpoint, _)| endpoint.clone())
+            .collect();
+        if serving.is_empty() {
+            return Err("no activator is live");
+        }
+        state.last_prober = (state.last_prober + 1) % serving.len();
+        let endpoint = serving[state.last_prober].clone();
+        let Some(stream) = state.streams.get(&endpoint) else {
+            return Err("no activator is live");
+        };
+        let name = stream.live.name.clone();
+        let id = order.id;
+        if stream.orders.try_send(order).is_err() {
+            return Err("too many self-probes wait for the activator's stream");
+        }
+        let (answer, receiver) = oneshot::channel();
+        state.probes.insert(id, (endpoint, answer));
+        Ok((name, receiver))
+    }
+
+    fn list(&self, listed: &[Endpoint]) {
+        let mut state = self.state.lock();
+        let State {
+            expected, streams, ..
+        } = &mut *state;
+        expected.retain(|endpoint, _| listed.contains(endpoint));
+        for endpoint in listed {
+            if !streams.contains_key(endpoint) {
+                expected.entry(endpoint.clone()).or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    fn lead(&self, leadership: Leadership) {
+        let mut state = self.state.lock();
+        if state.leadership == leadership {
+            return;
+        }
+        state.leadership = leadership;
+        state.waking.clear();
+        state.membership = Membership::new(leadership.epoch_base);
+        self.update_membership(&mut state);
+        drop(state);
+        self.directives.send_modify(|count| *count += 1);
+    }
+
+    /// Applies the part of a line that is about the activator itself, and then hands it on.
+    fn line(
+        &self,
+        endpoint: &Endpoint,
+        orders: &mpsc::Sender<ProbeOrder>,
+        mut report: Box<Report>,
+        read_at: Instant,
+        sink: &Sink,
+    ) {
+        let mut state = self.state.lock();
+        let live = Live {
+            name: report.activator.clone(),
+            instance: report.instance.clone(),
+            address: endpoint.address.clone(),
+            node: endpoint.node.clone(),
+            zone: endpoint.zone.clone(),
+            serving: report.serving,
+        };
+        state.expected.remove(endpoint);
+        let stream = state.streams.entry(endpoint.clone()).or_insert_with(|| Stream {
+            live: Live {
+                name: String::new(),
+                ..live.clone()
+            },
+            acks: HashMap::new(),
+            epoch: 0,
+            foreign: 0,
+            orders: orders.clone(),
+        });
+        let changed = stream.live != live;
+        stream.live = live;
+        stream.epoch = report.epoch;
+        stream.foreign = report.foreign;
+        let touched = apply_acks(&mut stream.acks, report.full, std::mem::take(&mut report.routes));
+        let answered: Vec<_> = report
+            .probes
+            .drain(..)
+            .filter_map(|result| Some((state.probes.remove(&result.id)?.1, result)))
+            .collect();
+        let directives = self.update_membership(&mut state);
+        self.metrics
+            .streams_live
+            .set(i64::try_from(state.streams.len()).unwrap_or(i64::MAX));
+        drop(state);
+        for (answer, result) in answered {
+            let _ = answer.send(result);
+        }
+        if changed {
+            self.changed.send_modify(|count| *count += 1);
+        }
+        self.acked.mark(touched);
+        sink(Event::Line { report, read_at });
+        if directives {
+            self.directives.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Forgets a broken stream.
+    fn gone(&self, endpoint: &Endpoint, still_listed: bool, sink: &Sink) {
+        let mut state = self.state.lock();
+        let Some(stream) = state.streams.remove(endpoint) else {
+            return;
+        };
+        if still_listed {
+            state.expected.insert(endpoint.clone(), Instant::now());
+        }
+        // Dropping the senders tells those who wait for an answer.
+        state.probes.retain(|_, (prober, _)| prober != endpoint);
+        let directives = self.update_membership(&mut state);
+        self.metrics
+            .streams_live
+            .set(i64::try_from(state.streams.len()).unwrap_or(i64::MAX));
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+        self.acked.mark(stream.acks.into_keys());
+        sink(Event::Gone {
+            instance: stream.live.instance,
+        });
+        if directives {
+            self.directives.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Returns whether directives now say something else.
+    fn update_membership(&self, state: &mut State) -> bool {
+        if !state.leadership.leader {
+            return false;
+        }
+        let live = state.streams.values().map(|stream| Member {
+            peer: Peer {
+                name: stream.live.name.clone(),
+                address: stream.live.address.clone(),
+            },
+            serving: stream.live.serving,
+            epoch: stream.epoch,
+            foreign: stream.foreign,
+        });
+        let changed = state.membership.update(live);
+        if changed {
+            self.metrics
+                .epoch
+                .set(i64::try_from(state.membership.epoch()).unwrap_or(i64::MAX));
+        }
+        changed
+    }
+
+    /// What to tell an activator now.
+    fn directive(&self, probes: Vec<ProbeOrder>) -> Directive {
+        let state = self.state.lock();
+        if !state.leadership.leader {
+            return Directive {
+                autoscaler: self.name.clone(),
+                ..Directive::default()
+            };
+        }
+        Directive {
+            autoscaler: self.name.clone(),
+            leader: true,
+            epoch: state.membership.epoch(),
+            activators: state.membership.members().to_vec(),
+            settled: state.membership.settled(),
+            waking: state.waking.iter().cloned().collect(),
+            probes,
+        }
+    }
+}
+
+/// Applies Route acknowledgements and returns the Routes they changed. A snapshot takes out what it does not name.
+fn apply_acks(acks: &mut HashMap<RouteKey, RouteAck>, full: bool, lines: Vec<RouteAck>) -> Vec<RouteKey> {
+    let mut touched = Vec::new();
+    let key = |ack: &RouteAck| RouteKey {
+        namespace: ack.namespace.clone(),
+        name: ack.name.clone(),
+    };
+    if full {
+        let named: BTreeSet<RouteKey> = lines.iter().map(key).collect();
+        acks.retain(|route, _| {
+            let keep = named.contains(route);
+            if !keep {
+                touched.push(route.clone());
+            }
+            keep
+        });
+    }
+    for ack in lines {
+        let route = key(&ack);
+        let changed = if ack.gone {
+            acks.remove(&route).is_some()
+        } else {
+            acks.insert(route.clone(), ack.clone()).as_ref() != Some(&ack)
+        };
+        if changed {
+            touched.push(route);
+        }
+    }
+    touched
+}
+
+#[cfg(test)]
+mod tests;

@@ -105,3 +105,46 @@ impl Registry {
         self.changed.subscribe()
     }
 }
+
+/// Keys that need another look. Marking one twice before it is taken counts once, so the set is bounded by what there is.
+#[derive(Debug)]
+pub(crate) struct Dirty<K> {
+    keys: parking_lot::Mutex<std::collections::HashSet<K>>,
+    wake: tokio::sync::Notify,
+}
+
+impl<K: std::hash::Hash + Eq> Dirty<K> {
+    /// An empty set.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            keys: parking_lot::Mutex::default(),
+            wake: tokio::sync::Notify::new(),
+        })
+    }
+
+    /// Adds keys and wakes the taker.
+    pub(crate) fn mark(&self, keys: impl IntoIterator<Item = K>) {
+        let mut set = self.keys.lock();
+        let before = set.len();
+        set.extend(keys);
+        let grown = set.len() > before;
+        drop(set);
+        if grown {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits until there are keys and takes them all. For one taker.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: keys stay until a call returns them.
+    pub(crate) async fn take(&self) -> Vec<K> {
+        loop {
+            let taken: Vec<K> = self.keys.lock().drain().collect();
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.wake.notified().await;
+        }
+    }
+}
