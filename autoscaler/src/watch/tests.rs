@@ -1,0 +1,1 @@
+//! Typed objects in, reads and marks out.
