@@ -1,0 +1,139 @@
+//! The application of the end-to-end tests: it bears witness of every request that reaches it.
+//!
+//! Before it answers, it appends a line `POD ID OVERLAP` to the file `WITNESS_FILE`, which all its pods share and which
+//! outlives them: the pod's name, the request's `x-id`, and how many requests this process then had at once, this one
+//! included. `/delay/MS` answers after that time, `/body/MS` sends its head at once and its body after that time,
+//! `/status/CODE` with that status. `BOOT_DELAY_MS` delays listening. On SIGTERM it finishes what it has.
+
+use std::convert::Infallible;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use http_body_util::StreamBody;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::signal::unix::{SignalKind, signal};
+
+struct Witness {
+    pod: String,
+    file: File,
+    now: AtomicUsize,
+}
+
+/// One request being answered; its end is its drop, so that a client that goes away ends it too.
+struct Present {
+    witness: Arc<Witness>,
+    overlap: usize,
+}
+
+impl Present {
+    fn new(witness: &Arc<Witness>) -> Self {
+        let overlap = witness.now.fetch_add(1, Ordering::SeqCst) + 1;
+        Self {
+            witness: witness.clone(),
+            overlap,
+        }
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.witness.now.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let env = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set"));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let path = env("WITNESS_FILE")?;
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| path.clone())?;
+    let pod = env("POD_NAME").unwrap_or_else(|_| format!("pid-{}", std::process::id()));
+    let witness = Arc::new(Witness {
+        pod,
+        file,
+        now: AtomicUsize::new(0),
+    });
+    if let Ok(delay) = env("BOOT_DELAY_MS") {
+        tokio::time::sleep(Duration::from_millis(delay.parse()?)).await;
+    }
+    let address = format!(
+        "{}:{}",
+        env("POD_IP").unwrap_or_else(|_| "127.0.0.1".to_owned()),
+        env("PORT")?
+    );
+    let listener = tokio::net::TcpListener::bind(&address)
+        .await
+        .with_context(|| address.clone())?;
+    let (server, graceful) = (Builder::new(TokioExecutor::new()), GracefulShutdown::new());
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted?.0,
+            _ = terminate.recv() => break,
+        };
+        stream.set_nodelay(true)?;
+        let witness = witness.clone();
+        let service = service_fn(move |request| answer(witness.clone(), request));
+        let connection = server
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned();
+        let connection = graceful.watch(connection);
+        // A connection that breaks is the other side's matter.
+        tokio::spawn(async move { drop(connection.await) });
+    }
+    drop(listener);
+    graceful.shutdown().await;
+    Ok(())
+}
+
+async fn answer(
+    witness: Arc<Witness>,
+    request: Request<Incoming>,
+) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
+    // Readiness probes carry no id, and are nobody's overlap.
+    let id = request.headers().get("x-id").and_then(|id| id.to_str().ok());
+    let present = id.map(|_| Present::new(&witness));
+    if let (Some(id), Some(Present { overlap, .. })) = (id, &present) {
+        // One write of a short line to a file opened for appending: lines of several processes do not mix.
+        let line = format!("{} {id} {overlap}\n", witness.pod);
+        if let Err(error) = (&witness.file).write_all(line.as_bytes()) {
+            eprintln!("witness: {error}");
+        }
+    }
+    let path = request.uri().path();
+    let number = |prefix| {
+        path.strip_prefix(prefix)
+            .and_then(|rest| rest.parse::<u64>().ok())
+    };
+    let text = Bytes::from(format!("{}\n", witness.pod));
+    if let Some(delay) = number("/body/") {
+        let body = futures::stream::once(async move {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            drop(present);
+            Ok(Frame::data(text))
+        });
+        return Ok(Response::new(BodyExt::boxed(StreamBody::new(body))));
+    }
+    if let Some(delay) = number("/delay/") {
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+    }
+    let status = number("/status/").and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
+    let mut response = Response::new(Full::new(text).boxed());
+    *response.status_mut() = status.unwrap_or(StatusCode::OK);
+    drop(present);
+    Ok(response)
+}

@@ -1,0 +1,65 @@
+//! The binaries under test, built once for each test executable, and the lock by which scenarios take turns.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, ensure};
+
+/// The binaries' folder: the one above the test executable's `deps`.
+pub(super) fn folder() -> Result<PathBuf> {
+    let executable = std::env::current_exe()?;
+    let folder = executable.parent().and_then(Path::parent);
+    Ok(folder
+        .context("the test executable lies in a target folder")?
+        .to_owned())
+}
+
+/// The path of binary `name`, after building what is under test with the test's own profile and target folder.
+///
+/// Cargo runs it even when nothing changed, so that a test never passes against a binary of yesterday.
+pub(super) fn binary(name: &str) -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
+    BUILT
+        .get_or_init(|| build().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(anyhow::Error::msg)?;
+    let path = folder()?.join(name);
+    ensure!(path.exists(), "{} was not built", path.display());
+    Ok(path)
+}
+
+fn build() -> Result<()> {
+    let folder = folder()?;
+    let target = folder.parent().context("a target folder")?;
+    let mut command = Command::new(env!("CARGO"));
+    command.args([
+        "build",
+        "--quiet",
+        "-p",
+        "dormouse",
+        "-p",
+        "dormouse-loadtest",
+        "-p",
+        "dormouse-tests",
+        "--bins",
+    ]);
+    if folder.ends_with("release") {
+        command.arg("--release");
+    }
+    command
+        .env("CARGO_TARGET_DIR", target)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let status = command.status().context("cargo")?;
+    ensure!(status.success(), "cargo build: {status}");
+    Ok(())
+}
+
+/// Waits for this scenario's turn. Dropped, or at the process's end however it ends, it is the next one's.
+pub(super) fn turn() -> Result<File> {
+    let path = folder()?.join("dormouse-e2e.lock");
+    let file = File::create(&path).with_context(|| path.display().to_string())?;
+    file.lock()?;
+    Ok(file)
+}

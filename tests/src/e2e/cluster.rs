@@ -1,0 +1,456 @@
+//! One embedded cluster: `dormouse local` as a process, its client, and what it is asked for again and again.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use crds::condition;
+use crds::names;
+use crds::route::{Phase, Route};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Event, Pod, Service};
+use kube::api::{Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config, ResourceExt};
+use rustix::process::Signal;
+use tokio::process::{Child, Command};
+
+use super::app::{App, SERVICE_PORT};
+use super::process::{alive, descendants, kill, variable};
+use super::wait::{eventually, wait_for};
+use super::witness::Witness;
+use super::{apply, binaries};
+
+/// Longest for anything that takes a cluster a moment. Generous: the machine is shared, and only a defect meets it.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// How the system itself runs in the embedded cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum System {
+    /// One activator and one autoscaler inside `dormouse local`.
+    InProcess,
+    /// Two of each, as processes of their own against the cluster's HTTP API.
+    Pods,
+}
+
+/// A running embedded cluster.
+pub struct Cluster {
+    /// Speaks to its API over HTTP, as any tool would.
+    pub client: Client,
+    /// The file that `kubectl --kubeconfig` takes.
+    pub kubeconfig: PathBuf,
+    /// Everything of this cluster is in it; it goes with it, unless the scenario failed.
+    pub folder: PathBuf,
+    /// Where the front door listens.
+    pub front: SocketAddr,
+    /// The front door's process, which is all of the cluster but its pods.
+    pub pid: u32,
+    child: Child,
+    log: PathBuf,
+    witness_binary: PathBuf,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until its API and the whole system answer.
+    ///
+    /// # Errors
+    /// It did not come up; the end of its log is in the error.
+    pub async fn start(name: &str, system: System) -> Result<Self> {
+        let dormouse = tokio::task::spawn_blocking(|| binaries::binary("dormouse")).await??;
+        let witness_binary = binaries::binary("witness")?;
+        let folder = std::env::temp_dir().join(format!("dormouse-e2e-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        let (api, front) = (free_port()?, free_port()?);
+        let (kubeconfig, log) = (folder.join("kubeconfig"), folder.join("local.log"));
+        let output = File::create(&log)?;
+        let child = Command::new(&dormouse)
+            .arg("local")
+            .args(["--api", &api.to_string(), "--listen", &front.to_string()])
+            .args([
+                "--system",
+                if system == System::Pods {
+                    "pods"
+                } else {
+                    "in-process"
+                },
+            ])
+            .arg("--kubeconfig")
+            .arg(&kubeconfig)
+            .current_dir(&folder)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| dormouse.display().to_string())?;
+        let pid = child.id().context("it runs")?;
+        let client = match connect(&kubeconfig).await {
+            Ok(client) => client,
+            Err(error) => return Err(error.context(tail(&log, 40))),
+        };
+        let cluster = Self {
+            client,
+            kubeconfig,
+            folder,
+            front,
+            pid,
+            child,
+            log,
+            witness_binary,
+        };
+        if let Err(error) = cluster.wait_for_system(system).await {
+            return Err(error.context(tail(&cluster.log, 80)));
+        }
+        Ok(cluster)
+    }
+
+    /// Objects of a kind in namespace `default`.
+    #[must_use]
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), "default")
+    }
+
+    /// Objects of a kind in the system's namespace.
+    #[must_use]
+    pub fn system_api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), names::SYSTEM_NAMESPACE)
+    }
+
+    /// Applies an application's manifests.
+    ///
+    /// # Errors
+    /// The cluster refuses them.
+    pub async fn apply(&self, app: &App) -> Result<()> {
+        apply(&self.client, &app.yaml(self)).await
+    }
+
+    /// The file in which the test application bears witness.
+    #[must_use]
+    pub fn witness(&self) -> Witness {
+        Witness::new(&self.folder)
+    }
+
+    /// The test application's program.
+    #[must_use]
+    pub fn witness_binary(&self) -> &Path {
+        &self.witness_binary
+    }
+
+    /// The program under test.
+    ///
+    /// # Errors
+    /// It could not be built.
+    pub fn dormouse(&self) -> Result<PathBuf> {
+        binaries::binary("dormouse")
+    }
+
+    /// Runs `dormouse` with `arguments` against this cluster: exit code, standard output, standard error.
+    ///
+    /// # Errors
+    /// It could not be run, or takes more than [`SOON`].
+    pub async fn run(&self, arguments: &[&str]) -> Result<(i32, String, String)> {
+        let mut command = Command::new(self.dormouse()?);
+        command
+            .args(arguments)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(SOON, command.output())
+            .await
+            .context("dormouse takes too long")??;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((
+            output.status.code().unwrap_or(-1),
+            text(&output.stdout),
+            text(&output.stderr),
+        ))
+    }
+
+    /// `http://CLUSTER-IP:PORT`, which kube-proxy's part of the embedded cluster listens on.
+    ///
+    /// # Errors
+    /// There is no such Service, or it has no address.
+    pub async fn url(&self, service: &str) -> Result<String> {
+        let service: Service = self.api().get(service).await?;
+        let ip = service
+            .spec
+            .and_then(|spec| spec.cluster_ip)
+            .context("a cluster IP")?;
+        Ok(format!("http://{ip}:{SERVICE_PORT}"))
+    }
+
+    /// `http://NAME.localhost:PORT`, through the front door.
+    #[must_use]
+    pub fn front_url(&self, service: &str) -> String {
+        format!("http://{service}.localhost:{}", self.front.port())
+    }
+
+    /// Waits until the Route of `service` satisfies `check`.
+    ///
+    /// # Errors
+    /// It does not within `limit`; its status is in the error.
+    pub async fn wait_route(
+        &self,
+        service: &str,
+        what: &str,
+        limit: Duration,
+        check: impl Fn(&Route) -> bool,
+    ) -> Result<Route> {
+        let key = format!("default/{service}");
+        let waiting = wait_for(self.api::<Route>(), what, limit, |routes| {
+            routes.get(&key).filter(|route| check(route)).cloned()
+        });
+        match waiting.await {
+            Ok(route) => Ok(route),
+            Err(error) => {
+                let status = self
+                    .api::<Route>()
+                    .get_opt(service)
+                    .await?
+                    .and_then(|route| route.status);
+                Err(error.context(format!("Route {service}: {status:#?}")))
+            }
+        }
+    }
+
+    /// Waits until `service` is captured and in `phase`.
+    ///
+    /// # Errors
+    /// It is not within `limit`.
+    pub async fn wait_phase(&self, service: &str, phase: Phase, limit: Duration) -> Result<Route> {
+        let what = format!("{service} {phase}");
+        self.wait_route(service, &what, limit, |route| {
+            route.status.as_ref().is_some_and(|status| {
+                status.phase == Some(phase) && condition::is_true(&status.conditions, condition::CAPTURED)
+            })
+        })
+        .await
+    }
+
+    /// Waits until the Deployment has this many replicas, wanted and existing.
+    ///
+    /// # Errors
+    /// It has not within `limit`.
+    pub async fn wait_replicas(&self, deployment: &str, replicas: i32, limit: Duration) -> Result<()> {
+        let key = format!("default/{deployment}");
+        let what = format!("{deployment} at {replicas} replicas");
+        wait_for(self.api::<Deployment>(), &what, limit, |deployments| {
+            let deployment = deployments.get(&key)?;
+            let wanted = deployment.spec.as_ref()?.replicas.unwrap_or(1);
+            let existing = deployment
+                .status
+                .as_ref()
+                .and_then(|status| status.replicas)
+                .unwrap_or(0);
+            (wanted == replicas && existing == replicas).then_some(())
+        })
+        .await
+    }
+
+    /// Sets annotations of a Service, and removes those without a value.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub async fn annotate(&self, service: &str, annotations: &[(&str, Option<&str>)]) -> Result<()> {
+        let annotations: serde_json::Map<_, _> = annotations
+            .iter()
+            .map(|(key, value)| (format!("{}/{key}", names::GROUP), (*value).into()))
+            .collect();
+        let patch = serde_json::json!({"metadata": {"annotations": annotations}});
+        self.api::<Service>()
+            .patch(service, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
+        Ok(())
+    }
+
+    /// Scales a Deployment, as `kubectl scale` does.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub async fn scale(&self, namespace: &str, deployment: &str, replicas: u32) -> Result<()> {
+        let api = Api::<Deployment>::namespaced(self.client.clone(), namespace);
+        let patch = Patch::Merge(serde_json::json!({"spec": {"replicas": replicas}}));
+        api.patch_scale(deployment, &PatchParams::default(), &patch)
+            .await?;
+        Ok(())
+    }
+
+    /// Waits until exactly `count` ready pods of the system have names that begin with `name`.
+    ///
+    /// # Errors
+    /// There are not within [`SOON`].
+    pub async fn wait_system(&self, name: &str, count: usize) -> Result<()> {
+        let pods = self.system_api::<Pod>();
+        wait_for(pods, &format!("{count} {name} pods"), SOON, |pods| {
+            let mut ours = pods.values().filter(|pod| pod.name_any().starts_with(name));
+            let (all, ready) = (
+                ours.clone().count(),
+                ours.by_ref().filter(|pod| ready(pod)).count(),
+            );
+            (all == count && ready == count).then_some(())
+        })
+        .await
+    }
+
+    /// Names of the running pods in `namespace` whose names begin with `prefix`, with their processes.
+    ///
+    /// # Errors
+    /// The API does not answer.
+    pub async fn pods(&self, namespace: &str, prefix: &str) -> Result<Vec<(String, u32)>> {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), namespace)
+            .list(&Default::default())
+            .await?;
+        let names = pods
+            .items
+            .iter()
+            .map(ResourceExt::name_any)
+            .filter(|name| name.starts_with(prefix));
+        Ok(names
+            .filter_map(|name| Some((name.clone(), self.process_of(&name)?)))
+            .collect())
+    }
+
+    /// The process of a pod: the first in the cluster's tree that was started with the pod's name.
+    #[must_use]
+    pub fn process_of(&self, pod: &str) -> Option<u32> {
+        descendants(self.pid).into_iter().find(|pid| {
+            alive(*pid)
+                && ["POD_NAME", "HOSTNAME"]
+                    .iter()
+                    .any(|name| variable(*pid, name).as_deref() == Some(pod))
+        })
+    }
+
+    /// The autoscaler that leads, by the Lease.
+    ///
+    /// # Errors
+    /// None leads.
+    pub async fn leader(&self) -> Result<String> {
+        let lease: Lease = self.system_api().get(names::LEASE).await?;
+        let holder = lease
+            .spec
+            .and_then(|spec| spec.holder_identity)
+            .filter(|holder| !holder.is_empty());
+        holder.context("nobody holds the Lease")
+    }
+
+    /// What is worth knowing when a scenario has failed.
+    pub async fn describe(&self) -> String {
+        let looking = async {
+            let mut text = tail(&self.log, 120);
+            for route in self
+                .api::<Route>()
+                .list(&Default::default())
+                .await?
+                .items
+                .iter()
+                .take(10)
+            {
+                text.push_str(&format!("\nRoute {}: {:#?}", route.name_any(), route.status));
+            }
+            for event in self
+                .api::<Event>()
+                .list(&Default::default())
+                .await?
+                .items
+                .iter()
+                .rev()
+                .take(30)
+            {
+                let about = event.involved_object.name.clone().unwrap_or_default();
+                let reason = event.reason.clone().unwrap_or_default();
+                text.push_str(&format!(
+                    "\nEvent {about}: {reason}: {}",
+                    event.message.clone().unwrap_or_default()
+                ));
+            }
+            anyhow::Ok(text)
+        };
+        match tokio::time::timeout(Duration::from_secs(5), looking).await {
+            Ok(Ok(text)) => text,
+            Ok(Err(error)) => format!("{}\nthe API does not answer: {error:#}", tail(&self.log, 120)),
+            Err(_) => format!("{}\nthe API hangs", tail(&self.log, 120)),
+        }
+    }
+
+    /// Ends the cluster in order, and returns what of its processes still runs.
+    pub(super) async fn stop(mut self) -> Vec<u32> {
+        let processes = descendants(self.pid);
+        // Already gone is gone too.
+        let _ = kill(self.pid, Signal::TERM);
+        if tokio::time::timeout(SOON, self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+        let gone = async || processes.iter().all(|pid| !alive(*pid)).then_some(());
+        let _ = eventually("all processes gone", Duration::from_secs(5), gone).await;
+        let left: Vec<u32> = processes.into_iter().filter(|pid| alive(*pid)).collect();
+        for pid in &left {
+            let _ = kill(*pid, Signal::KILL);
+        }
+        if left.is_empty() {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+        left
+    }
+
+    async fn wait_for_system(&self, system: System) -> Result<()> {
+        let what = format!("the system, {system:?}");
+        eventually(&what, Duration::from_secs(60), async || self.leader().await.ok()).await?;
+        if system == System::Pods {
+            for name in [names::ACTIVATOR_SERVICE, names::LEASE] {
+                self.wait_system(name, 2).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a pod has condition Ready.
+#[must_use]
+pub fn ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+async fn connect(kubeconfig: &Path) -> Result<Client> {
+    eventually("the cluster's API", Duration::from_secs(60), async || {
+        let config = Kubeconfig::read_from(kubeconfig).ok()?;
+        let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
+            .await
+            .ok()?;
+        let client = Client::try_from(config).ok()?;
+        client.apiserver_version().await.ok().map(|_| client)
+    })
+    .await
+}
+
+/// A port that nobody has at this moment. Scenarios take turns, so it stays free long enough.
+fn free_port() -> Result<SocketAddr> {
+    let listener =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| anyhow!("a free port: {error}"))?;
+    Ok(listener.local_addr()?)
+}
+
+/// The last `lines` lines of a file.
+fn tail(path: &Path, lines: usize) -> String {
+    let text = std::fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

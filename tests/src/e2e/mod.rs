@@ -1,0 +1,82 @@
+//! The harness of the scenarios: one embedded cluster at a time, real processes, and everything gone afterwards.
+//!
+//! [`scenario`] does all of it: it waits for the machine (scenarios share two cores, so a lock in a file makes them take
+//! turns, also between test executables), starts `dormouse local`, hands the [`Cluster`] to the scenario, prints its line
+//! of figures or, if it failed, what the cluster looked like, and takes all down. Waiting is watching, with a deadline;
+//! nothing sleeps for luck. What the embedded cluster prints and where it puts things is known in [`cluster`] only.
+
+mod app;
+mod apply;
+mod binaries;
+mod cluster;
+mod load;
+mod process;
+mod wait;
+mod witness;
+
+use std::time::Duration;
+
+pub use app::{App, SERVICE_PORT};
+pub use apply::{apply, apply_as, kubectl};
+pub use cluster::{Cluster, SOON, System, ready};
+pub use load::{ID_HEADER, Load, answer, get, steady, wake};
+pub use process::{alive, cpu_seconds, descendants, kill, resident_bytes};
+pub use rustix::process::Signal;
+pub use wait::{eventually, wait_for};
+pub use witness::{Seen, Witness, first_errors};
+
+/// Longest that a scenario may take, its full size included. One that hangs fails instead.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// Whether scenarios run at the size that the figures in the docs were measured at: `DORMOUSE_E2E=full`.
+#[must_use]
+pub fn full() -> bool {
+    std::env::var("DORMOUSE_E2E").is_ok_and(|size| size == "full")
+}
+
+/// `small` in an ordinary test run, `large` in a full one.
+#[must_use]
+pub fn size<T>(small: T, large: T) -> T {
+    if full() { large } else { small }
+}
+
+/// Runs scenario `number` on a cluster of its own. The body returns its line of figures.
+///
+/// # Panics
+/// The scenario failed; what the cluster looked like has been printed.
+pub fn scenario<F>(number: u32, system: System, body: F)
+where
+    F: AsyncFnOnce(&mut Cluster) -> anyhow::Result<String>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let runtime = runtime.expect("a runtime starts");
+    let turn = binaries::turn().expect("the machine's lock");
+    let failure = runtime.block_on(async {
+        let mut cluster = match Cluster::start(&format!("scenario-{number}"), system).await {
+            Ok(cluster) => cluster,
+            Err(error) => return Some(format!("{error:#}")),
+        };
+        let result = tokio::time::timeout(LONGEST, body(&mut cluster)).await;
+        let failure = match result {
+            Ok(Ok(figures)) => {
+                println!("scenario {number}: {figures}");
+                None
+            }
+            Ok(Err(error)) => Some(format!("{error:#}")),
+            Err(_) => Some(format!("took longer than {LONGEST:?}")),
+        };
+        if let Some(failure) = &failure {
+            eprintln!("scenario {number} failed: {failure}");
+            eprintln!("{}", cluster.describe().await);
+        }
+        let left = cluster.stop().await;
+        failure.or_else(|| (!left.is_empty()).then(|| format!("left running: {left:?}")))
+    });
+    drop(turn);
+    if let Some(failure) = failure {
+        panic!("scenario {number}: {failure}");
+    }
+}

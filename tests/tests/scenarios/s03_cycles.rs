@@ -1,0 +1,66 @@
+//! Scenario 3: sleep and wake again and again under traffic that never stops.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use crds::route::Phase;
+use dormouse_tests::e2e::{self, App, Cluster, Load, SOON, System};
+use k8s_openapi::api::apps::v1::Deployment;
+
+#[test]
+fn no_request_of_a_steady_client_fails_is_answered_twice_or_is_lost_over_any_edge() {
+    e2e::scenario(3, System::InProcess, async |cluster: &mut Cluster| {
+        let cycles = e2e::size(8, 50);
+        cluster
+            .apply(&App::new("web").annotate("keep-alive", "60s"))
+            .await?;
+        let captured = Duration::from_secs(60);
+        cluster
+            .wait_route("web", "web captured", captured, |route| {
+                let conditions = route.status.as_ref().map(|status| &status.conditions);
+                conditions.is_some_and(|list| crds::condition::is_true(list, crds::condition::CAPTURED))
+            })
+            .await?;
+        let load = Load::start("s3", e2e::steady(&cluster.url("web").await?, 20.0)?).await?;
+        for cycle in 1..=cycles {
+            cluster.wait_phase("web", Phase::Awake, SOON).await?;
+            let (code, out, error) = cluster.run(&["sleep", "web"]).await?;
+            ensure!(code == 0, "dormouse sleep: {code} {out} {error}");
+            // The traffic wakes it at once, so zero is seen in the Deployment's history rather than in its state:
+            // each sleep and each wake is a new generation.
+            wait_generation(cluster, cycle * 2).await?;
+            ensure!(load.failed() == 0, "a request failed in cycle {cycle}");
+        }
+        cluster.wait_phase("web", Phase::Awake, SOON).await?;
+        let results = load.stop().await;
+        let seen = cluster.witness().proves("s3", &results)?;
+        let pods = seen.pods.len() as i64;
+        ensure!(
+            pods > cycles,
+            "{cycles} cycles are at least {} pods, there were {pods}",
+            cycles + 1
+        );
+        let (p50, p99, max) = (
+            results.latency.percentile(50.0),
+            results.latency.percentile(99.0),
+            results.latency.max(),
+        );
+        Ok(format!(
+            "{cycles} cycles, {} requests, none failed, twice or lost; p50 {p50:?} p99 {p99:?} max {max:?}; {pods} pods",
+            results.ok
+        ))
+    });
+}
+
+/// Waits until the Deployment has been changed at least `changes` times and wants a pod again.
+async fn wait_generation(cluster: &Cluster, changes: i64) -> anyhow::Result<()> {
+    let what = format!("web after {changes} changes of its replicas");
+    e2e::wait_for(cluster.api::<Deployment>(), &what, SOON, |deployments| {
+        let deployment = deployments.get("default/web")?;
+        let generation = deployment.metadata.generation?;
+        let replicas = deployment.spec.as_ref()?.replicas?;
+        (generation > changes && replicas > 0).then_some(())
+    })
+    .await
+    .context("dormouse sleep did not put it to sleep, or its traffic did not wake it")
+}

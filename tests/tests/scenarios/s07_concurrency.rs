@@ -1,0 +1,57 @@
+//! Scenario 7: a hard limit holds over all activators together.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use crds::route::Phase;
+use dormouse_tests::e2e::{self, App, Cluster, Load, System};
+use loadtest::{Burst, Connections, Options, Schedule};
+
+#[test]
+fn no_pod_ever_sees_two_requests_at_once_when_its_limit_is_one() {
+    e2e::scenario(7, System::Pods, async |cluster: &mut Cluster| {
+        let rounds = e2e::size(1, 5);
+        let app = App::new("web")
+            .annotate("container-concurrency", "1")
+            .annotate("max-scale", "10")
+            .annotate("target", "1")
+            .annotate("keep-alive", "2s");
+        cluster.apply(&app).await?;
+        let mut figures = Vec::new();
+        for round in 1..=rounds {
+            cluster
+                .wait_phase("web", Phase::Asleep, Duration::from_secs(60))
+                .await?;
+            let url = format!("{}/delay/300", cluster.url("web").await?);
+            let burst = Burst {
+                size: 100,
+                every: Duration::from_secs(60),
+            };
+            let schedule = Schedule {
+                burst: Some(burst),
+                ..Schedule::default()
+            };
+            let mut options = Options::new(vec![url.parse()?], loadtest::Load::Open(schedule));
+            (options.connections, options.duration) = (Connections::Fresh, Duration::from_secs(1));
+            options.timeout = Duration::from_secs(60);
+            let prefix = format!("s7-{round}");
+            let results = Load::start(&prefix, options).await?.finish().await;
+            let seen = cluster.witness().proves(&format!("{prefix}-"), &results)?;
+            ensure!(results.ok == 100, "{} of 100 answered", results.ok);
+            ensure!(
+                seen.overlap == 1,
+                "a pod with limit 1 had {} requests at once",
+                seen.overlap
+            );
+            figures.push(format!(
+                "{} pods, last answer {:?}",
+                seen.pods.len(),
+                results.latency.max()
+            ));
+        }
+        Ok(format!(
+            "100 requests of 300 ms, all 200, never two at once: {}",
+            figures.join("; ")
+        ))
+    });
+}

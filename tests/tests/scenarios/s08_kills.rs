@@ -1,0 +1,216 @@
+//! Scenario 8: every part is killed in turn.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use crds::names;
+use crds::route::{Phase, Route};
+use dormouse_tests::e2e::{self, App, Cluster, Load, SOON, Signal, System};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
+
+/// Most requests at 50 a second that an activator's death may cost: those that it had, and those that were sent to it
+/// before its report stream's end was seen and its endpoint was gone.
+const AN_ACTIVATORS_SHARE: u64 = 25;
+/// Most that a pod's death may cost: what it had in flight at that moment.
+const A_PODS_SHARE: u64 = 2;
+
+#[test]
+fn killing_any_part_costs_no_more_than_what_it_held_and_everything_comes_back() {
+    e2e::scenario(8, System::Pods, async |cluster: &mut Cluster| {
+        cluster
+            .apply(&App::new("warm").replicas(2).annotate("min-scale", "2"))
+            .await?;
+        cluster.apply(&App::new("cold")).await?;
+        cluster
+            .wait_phase("warm", Phase::Awake, Duration::from_secs(60))
+            .await?;
+        cluster
+            .wait_phase("cold", Phase::Asleep, Duration::from_secs(60))
+            .await?;
+        let before = objects(cluster).await?;
+        let mut figures = Vec::new();
+
+        let activator = pod(cluster, names::SYSTEM_NAMESPACE, names::ACTIVATOR_SERVICE).await?;
+        let failed = under_load(cluster, "one activator", async || {
+            kill_pods(std::slice::from_ref(&activator))
+        })
+        .await?;
+        ensure!(
+            failed <= AN_ACTIVATORS_SHARE,
+            "one activator's death cost {failed} requests"
+        );
+        figures.push(format!("one activator: {failed} failed"));
+        cluster.wait_system(names::ACTIVATOR_SERVICE, 2).await?;
+
+        let leader = cluster.leader().await?;
+        let process = cluster
+            .process_of(&leader)
+            .with_context(|| format!("the process of {leader}"))?;
+        let failed = under_load(cluster, "leader", async || {
+            kill_pods(&[(leader.clone(), process)])
+        })
+        .await?;
+        ensure!(failed == 0, "the leader's death cost {failed} requests");
+        figures.push("leader: 0".to_owned());
+
+        let both = cluster.pods(names::SYSTEM_NAMESPACE, names::LEASE).await?;
+        let failed = under_load(cluster, "both autoscalers", async || kill_pods(&both)).await?;
+        ensure!(failed == 0, "the autoscalers' death cost {failed} requests");
+        figures.push("both autoscalers: 0".to_owned());
+        cluster.wait_system(names::LEASE, 2).await?;
+
+        println!(
+            "scenario 8: the API server is part of `dormouse local` itself and cannot be killed alone; the suite against a real cluster does it"
+        );
+        figures.push(mid_request(cluster).await?);
+        figures.push(all_pods(cluster).await?);
+        figures.push(wake_without_autoscaler(cluster).await?);
+
+        cluster
+            .wait_phase("cold", Phase::Asleep, Duration::from_secs(60))
+            .await?;
+        cluster.wait_phase("warm", Phase::Awake, SOON).await?;
+        let same = async || (objects(cluster).await.ok()? == before).then_some(());
+        if e2e::eventually("the same objects", SOON, same).await.is_err() {
+            anyhow::bail!(
+                "objects before {before:#?}\nand after {:#?}",
+                objects(cluster).await?
+            );
+        }
+        Ok(figures.join("; "))
+    });
+}
+
+/// Runs `kill` in the middle of steady traffic on the warm Service and says how many requests failed.
+async fn under_load(cluster: &Cluster, what: &str, kill: impl AsyncFnOnce() -> Result<()>) -> Result<u64> {
+    let prefix = format!("s8-{}", what.replace(' ', "-"));
+    let load = Load::start(&prefix, e2e::steady(&cluster.url("warm").await?, 50.0)?).await?;
+    progress(&load, 50).await?;
+    kill().await.with_context(|| what.to_owned())?;
+    let answered = load.answered();
+    // Six seconds of traffic: longer than a Lease or a silent stream takes to be noticed.
+    progress(&load, answered + 300).await?;
+    let results = load.stop().await;
+    if results.failed > 0 {
+        println!("scenario 8, {what}: {}", e2e::first_errors(&results));
+    }
+    let seen = cluster.witness().seen(&prefix)?;
+    let twice: Vec<_> = seen.ids.iter().filter(|(_, times)| **times > 1).collect();
+    ensure!(twice.is_empty(), "{what}: answered more than once: {twice:?}");
+    Ok(results.failed)
+}
+
+async fn progress(load: &Load, answered: u64) -> Result<()> {
+    let enough = async || (load.answered() >= answered).then_some(());
+    e2e::eventually(&format!("{answered} answers"), Duration::from_secs(60), enough).await
+}
+
+fn kill_pods(pods: &[(String, u32)]) -> Result<()> {
+    ensure!(!pods.is_empty(), "no process to kill was found");
+    pods.iter()
+        .try_for_each(|(_, process)| e2e::kill(*process, Signal::KILL))
+}
+
+async fn pod(cluster: &Cluster, namespace: &str, prefix: &str) -> Result<(String, u32)> {
+    let pods = cluster.pods(namespace, prefix).await?;
+    pods.into_iter()
+        .next()
+        .with_context(|| format!("a running pod {prefix}…"))
+}
+
+/// A pod dies with a request in it: that one is told so at once, and nobody else notices.
+async fn mid_request(cluster: &Cluster) -> Result<String> {
+    let victim = format!("{}/delay/20000", cluster.url("warm").await?);
+    let mut options = loadtest::Options::new(vec![victim.parse()?], loadtest::Load::Closed(1));
+    options.requests = Some(1);
+    let long = Load::start("s8-long", options).await?;
+    let witness = cluster.witness();
+    let arrived = async || witness.seen("s8-long").ok()?.pods.first().cloned();
+    let name = e2e::eventually("the long request in a pod", SOON, arrived).await?;
+    let process = cluster
+        .process_of(&name)
+        .with_context(|| format!("the process of {name}"))?;
+    let failed = under_load(cluster, "a pod", async || kill_pods(&[(name.clone(), process)])).await?;
+    ensure!(
+        failed <= A_PODS_SHARE,
+        "a pod's death cost {failed} requests besides the long one"
+    );
+    let results = long.finish().await;
+    let error = results
+        .first_errors
+        .first()
+        .context("the long request lost its pod, it cannot have succeeded")?;
+    ensure!(
+        error.after < Duration::from_secs(15),
+        "told after {:?}",
+        error.after
+    );
+    Ok(format!(
+        "a pod mid-request: {failed}, itself {}",
+        error.failure.kind
+    ))
+}
+
+async fn all_pods(cluster: &Cluster) -> Result<String> {
+    let pods = cluster.pods("default", "warm").await?;
+    let failed = under_load(cluster, "all pods", async || kill_pods(&pods)).await?;
+    ensure!(
+        failed <= A_PODS_SHARE * pods.len() as u64,
+        "all pods' death cost {failed} requests"
+    );
+    Ok(format!("all pods: {failed}"))
+}
+
+async fn wake_without_autoscaler(cluster: &Cluster) -> Result<String> {
+    cluster
+        .wait_phase("cold", Phase::Asleep, Duration::from_secs(60))
+        .await?;
+    cluster.scale(names::SYSTEM_NAMESPACE, names::LEASE, 0).await?;
+    cluster.wait_system(names::LEASE, 0).await?;
+    let start = tokio::time::Instant::now();
+    e2e::answer(&cluster.url("cold").await?, SOON)
+        .await
+        .context("a wake with no autoscaler")?;
+    let took = start.elapsed();
+    cluster.scale(names::SYSTEM_NAMESPACE, names::LEASE, 2).await?;
+    cluster.wait_system(names::LEASE, 2).await?;
+    Ok(format!("wake with no autoscaler {} ms", took.as_millis()))
+}
+
+/// Every object that the system keeps for the two Services, without what changes by itself.
+async fn objects(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
+    let mut objects = BTreeMap::new();
+    for route in cluster.api::<Route>().list(&Default::default()).await? {
+        let phase = route.status.as_ref().and_then(|status| status.phase);
+        objects.insert(
+            format!("route/{}", route.name_any()),
+            format!("{phase:?} {:?}", route.spec),
+        );
+    }
+    for service in cluster.api::<Service>().list(&Default::default()).await? {
+        let spec = service.spec.clone().unwrap_or_default();
+        let text = format!("{:?} {:?} {:?}", spec.selector, spec.ports, service.labels());
+        objects.insert(format!("service/{}", service.name_any()), text);
+    }
+    for slice in cluster.api::<EndpointSlice>().list(&Default::default()).await? {
+        let label = |key: &str| slice.labels().get(key).cloned().unwrap_or_default();
+        let (of, by) = (
+            label(names::SLICE_SERVICE_LABEL),
+            label(names::SLICE_MANAGED_BY_LABEL),
+        );
+        let text = format!("{} endpoints {:?}", slice.endpoints.len(), slice.ports);
+        objects.insert(format!("slice/{of} by {by}"), text);
+    }
+    for deployment in cluster.api::<Deployment>().list(&Default::default()).await? {
+        let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+        objects.insert(
+            format!("deployment/{}", deployment.name_any()),
+            format!("{replicas:?}"),
+        );
+    }
+    Ok(objects)
+}
