@@ -14,7 +14,7 @@ use crds::names::{
     AUTOSCALER_MANAGER, CAPTURED_SELECTOR_KEY, CAPTURED_SELECTOR_VALUE, ORIGINAL_REPLICAS_ANNOTATION,
     SCALE_MANAGER,
 };
-use crds::route::{Route, RouteSpec, RouteStatus, Workload, WorkloadKind};
+use crds::route::{Route, RouteSpec, Workload, WorkloadKind};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v1::Scale;
@@ -175,24 +175,15 @@ impl Cluster {
             .await
     }
 
-    /// Replaces the status of the Route with this uid.
-    pub(crate) async fn patch_route_status(
-        &self,
-        key: &RouteKey,
-        uid: &str,
-        status: &RouteStatus,
-    ) -> Result<(), Error> {
-        let what = "route_status";
+    /// Merges `status` into the status of a Route: `null` clears a field.
+    pub(crate) async fn patch_route_status(&self, key: &RouteKey, status: Value) -> Result<(), Error> {
         let path = format!(
             "{}/{}/status",
             Route::url_path(&(), Some(&key.namespace)),
             key.name
         );
-        let body = json!([
-            { "op": "test", "path": "/metadata/uid", "value": uid },
-            { "op": "add", "path": "/status", "value": status },
-        ]);
-        self.patch::<Value>(what, &path, AUTOSCALER_MANAGER, JSON, &body)
+        let body = json!({ "status": status });
+        self.patch::<Value>("route_status", &path, AUTOSCALER_MANAGER, MERGE, &body)
             .await
             .map(drop)
     }

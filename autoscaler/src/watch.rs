@@ -39,10 +39,7 @@ impl Index {
     /// An empty index; `system` is the namespace of the activators.
     pub(crate) fn new(system: &str) -> Arc<Self> {
         Arc::new(Self {
-            tables: RwLock::new(Tables {
-                system: system.to_owned(),
-                ..Tables::default()
-            }),
+            tables: RwLock::new(Tables::new(system)),
             services: Dirty::new(),
             pools: Dirty::new(),
             routes: Dirty::new(),
@@ -194,6 +191,11 @@ impl Index {
     /// The opted-in or captured Services that mean a workload.
     pub(crate) fn services_of(&self, workload: &WorkloadFacts) -> BTreeSet<RouteKey> {
         self.tables.read().services_of(workload)
+    }
+
+    /// The Services on a workload's pods that are neither opted in nor captured.
+    pub(crate) fn bystanders_of(&self, workload: &WorkloadFacts) -> BTreeSet<RouteKey> {
+        self.tables.read().services_on(workload, false)
     }
 
     /// The workloads that carry the note of their original replicas and that no Service with a Route or with the

@@ -73,6 +73,28 @@ pub mod reason {
     pub const CREATE_FAILED: &str = "FailedCreate";
     /// ScaledByHPA: the HorizontalPodAutoscaler is named in the message.
     pub const HPA: &str = "HorizontalPodAutoscaler";
+    /// Warning: NetworkPolicies select the pods.
+    pub const NETWORK_POLICY: &str = "NetworkPolicy";
+    /// Warning: a traffic policy of the Service is `Local`.
+    pub const TRAFFIC_POLICY_LOCAL: &str = "TrafficPolicyLocal";
+    /// Warning: the Service has session affinity by client address.
+    pub const SESSION_AFFINITY: &str = "SessionAffinity";
+    /// Warning: the pods have no readiness probe.
+    pub const NO_READINESS_PROBE: &str = "NoReadinessProbe";
+    /// Warning: the pods' readiness can only be told by the kubelet, which is slower.
+    pub const KUBELET_PROBE: &str = "ReadinessByKubelet";
+    /// Warning: Linkerd is injected and a targetPort is a number.
+    pub const LINKERD: &str = "LinkerdNumericTargetPort";
+    /// Warning: an annotation under our prefix is unknown.
+    pub const UNKNOWN_ANNOTATION: &str = "UnknownAnnotation";
+    /// Warning: a Service that is not opted in leads to the same pods, and has none while they sleep.
+    pub const BYSTANDER: &str = "OtherServiceOnPods";
+    /// Warning: pods mount a service-account token, which delays each start.
+    pub const TOKEN_MOUNTED: &str = "ServiceAccountTokenMounted";
+    /// Warning: a low CPU limit slows each start.
+    pub const LOW_CPU_LIMIT: &str = "LowCpuLimit";
+    /// Warning: more than one; the message lists them.
+    pub const SEVERAL: &str = "SeveralWarnings";
     /// FailOpen: no activator is ready.
     pub const ACTIVATORS_GONE: &str = "ActivatorsGone";
 }

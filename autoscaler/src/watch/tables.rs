@@ -55,7 +55,7 @@ pub(crate) struct Tables {
     slices_of: HashMap<Key, BTreeSet<String>>,
     /// Slices of private Services by pool.
     slices_of_pool: HashMap<PoolKey, BTreeSet<String>>,
-    /// Names of opted-in or captured Services by one pair of their selector, or by the workload they name.
+    /// Services by one pair of their selector, or by the workload they name.
     /// A workload finds its Services here without a look at each Service of its namespace.
     services_by_pair: HashMap<u64, BTreeSet<Key>>,
     /// Workloads by each label of their pods.
@@ -83,6 +83,14 @@ fn take_out<K: std::hash::Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, 
 }
 
 impl Tables {
+    /// Empty tables; `system` is the namespace of the activators.
+    pub(super) fn new(system: &str) -> Self {
+        Self {
+            system: system.to_owned(),
+            ..Self::default()
+        }
+    }
+
     // Reads.
 
     pub(super) fn service(&self, key: &Key) -> Option<Arc<ServiceFacts>> {
@@ -220,6 +228,11 @@ impl Tables {
 
     /// The opted-in or captured Services that mean a workload.
     pub(super) fn services_of(&self, workload: &WorkloadFacts) -> BTreeSet<Key> {
+        self.services_on(workload, true)
+    }
+
+    /// The Services that mean a workload, either those that are opted in or captured, or those that are not.
+    pub(super) fn services_on(&self, workload: &WorkloadFacts, relevant: bool) -> BTreeSet<Key> {
         let namespace = workload.namespace.as_str();
         let labels = workload
             .template_labels
@@ -231,9 +244,12 @@ impl Tables {
             .flatten();
         let means = |key: &&Key| {
             key.namespace == namespace
-                && self.services.get(key).is_some_and(|served| match &served.named {
-                    Some(named) => *named == workload.workload,
-                    None => served.facts.selects(&workload.template_labels),
+                && self.services.get(key).is_some_and(|served| {
+                    let found = match &served.named {
+                        Some(named) => *named == workload.workload,
+                        None => served.facts.selects(&workload.template_labels),
+                    };
+                    found && self.is_relevant(key, served) == relevant
                 })
         };
         candidates.filter(means).cloned().collect()
@@ -380,12 +396,10 @@ impl Tables {
             named: settings.workload,
             bucket: None,
         };
-        if self.is_relevant(key, &served) {
-            served.bucket = match &served.named {
-                Some(named) => Some(named_bucket(&key.namespace, named)),
-                None => self.emptiest_bucket(&served.facts),
-            };
-        }
+        served.bucket = match &served.named {
+            Some(named) => Some(named_bucket(&key.namespace, named)),
+            None => self.emptiest_bucket(&served.facts),
+        };
         if let Some(bucket) = served.bucket {
             self.services_by_pair
                 .entry(bucket)
@@ -458,8 +472,6 @@ impl Tables {
             })
         };
         let capture_cares = shape(old.as_deref()) != shape(route.as_ref());
-        let was_there = old.is_some();
-        let is_there = route.is_some();
         marks.routes.insert(key.clone());
         if capture_cares {
             marks.services.insert(key.clone());
@@ -468,11 +480,6 @@ impl Tables {
             Some(route) => self.routes.insert(key.clone(), Arc::new(route)),
             None => self.routes.remove(key),
         };
-        if was_there != is_there {
-            // A Route makes its Service relevant, opted in or not.
-            let facts = self.services.get(key).map(|served| Arc::clone(&served.facts));
-            self.file_service(key, facts);
-        }
     }
 
     pub(super) fn set_hpa(&mut self, key: &Key, hpa: Option<HpaFacts>, marks: &mut Marks) {

@@ -1,0 +1,1 @@
+//! Each refusal and each warning, by table.
