@@ -63,8 +63,8 @@ fn killing_any_part_costs_no_more_than_what_it_held_and_everything_comes_back() 
         figures.push("both autoscalers: 0".to_owned());
         cluster.wait_system(names::LEASE, 2).await?;
 
-        println!(
-            "scenario 8: the API server is part of `dormouse local` itself and cannot be killed alone; the suite against a real cluster does it"
+        e2e::say(
+            "scenario 8: the API server is part of `dormouse local` itself and cannot be killed alone; the suite against a real cluster does it",
         );
         figures.push(mid_request(cluster).await?);
         figures.push(all_pods(cluster).await?);
@@ -96,7 +96,7 @@ async fn under_load(cluster: &Cluster, what: &str, kill: impl AsyncFnOnce() -> R
     progress(&load, answered + 300).await?;
     let results = load.stop().await;
     if results.failed > 0 {
-        println!("scenario 8, {what}: {}", e2e::first_errors(&results));
+        e2e::say(&format!("scenario 8, {what}: {}", e2e::first_errors(&results)));
     }
     let seen = cluster.witness().seen(&prefix)?;
     let twice: Vec<_> = seen.ids.iter().filter(|(_, times)| **times > 1).collect();

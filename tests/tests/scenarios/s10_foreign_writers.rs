@@ -16,7 +16,7 @@ fn applying_the_original_manifests_every_second_fails_no_request_and_names_who_f
         let kubectl = async |arguments: &[&str]| e2e::kubectl(&cluster.kubeconfig, arguments, &yaml).await;
         let there = kubectl(&["apply", "-f", "-"]).await?.is_some();
         if !there {
-            println!("scenario 10: kubectl is not on this machine; only server-side applies are made");
+            e2e::say("scenario 10: kubectl is not on this machine; only server-side applies are made");
             cluster.apply(&app).await?;
         }
         cluster
