@@ -1,1 +1,563 @@
-//! Module.
+//! Replicas: from a report line to a write of `/scale`, and back to sleep.
+//!
+//! Everything that may change a decision leads to one function, `decide`: a report line, a change of workload or pods, an
+//! entry from the capture side, a command, a timer. It gathers facts, asks the pure core for a step and carries the step
+//! out. There is no tick over all pools: a pool is looked at when something happened to it or when its own timer is due,
+//! and one that is asleep has none.
+//!
+//! A wake runs through without a wait: the task that read the line decides, starts the write and lets the stream carry the
+//! acknowledgement. Writes run side by side, one for each pool, at most [`WRITES`] in all.
+
+mod core;
+mod health;
+mod orphan;
+mod unit;
+mod view;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::condition::reason;
+use crds::names::{ACTIVATOR_MANAGER, AUTOSCALER_MANAGER, COMMAND_ANNOTATION, SCALE_MANAGER};
+use crds::report::PoolKey;
+use crds::route::Workload;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::core::{Command, Outcome, Situation};
+use crate::clock::Clock;
+use crate::cluster::{Cluster, Error, Notice, Subject};
+use crate::ingest::{Event, Fleet, Sink};
+use crate::lease::Leadership;
+use crate::ledger::Ledger;
+use crate::metrics::Metrics;
+use crate::state::{Dirty, Registry, RouteKey};
+use crate::watch::Index;
+use crate::watch::slim::WorkloadFacts;
+use unit::{Seen, Unit};
+
+/// Writes of `/scale` under way at once. A wake of everything in a large cluster is hundreds; the API server's own limit
+/// for requests that change something is 200 at a time by default, so more would only wait there.
+const WRITES: usize = 512;
+
+/// Pods of at most this many pools are read at once to tell what is wrong with them.
+const LOOKS: usize = 8;
+
+/// A new leader scales nothing down before this: by then the streams it already had have told it everything.
+const WARM_UP: Duration = Duration::from_secs(2);
+
+/// Decides and writes replicas.
+pub(crate) struct Scaler {
+    clock: Clock,
+    index: Arc<Index>,
+    cluster: Arc<Cluster>,
+    registry: Arc<Registry>,
+    fleet: Arc<Fleet>,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    /// An earlier timer than before.
+    timer: Notify,
+    /// Routes whose status may say something else.
+    shown: Arc<Dirty<RouteKey>>,
+    writes: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+#[derive(Default)]
+struct State {
+    /// Since when this process leads; it decides nothing while it does not.
+    leads_since: Option<Instant>,
+    ledger: Ledger,
+    units: HashMap<PoolKey, Unit>,
+    pools_of: HashMap<RouteKey, BTreeSet<PoolKey>>,
+    /// The last command carried out, by Route.
+    commands: HashMap<RouteKey, String>,
+    timers: BinaryHeap<Reverse<(Instant, PoolKey)>>,
+}
+
+impl Scaler {
+    /// A scaler that knows of no pool yet.
+    pub(crate) fn new(
+        clock: Clock,
+        index: Arc<Index>,
+        cluster: Arc<Cluster>,
+        registry: Arc<Registry>,
+        fleet: Arc<Fleet>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            clock,
+            index,
+            cluster,
+            registry,
+            fleet,
+            metrics,
+            state: Mutex::default(),
+            timer: Notify::new(),
+            shown: Dirty::new(),
+            writes: Arc::new(Semaphore::new(WRITES)),
+            looks: Arc::new(Semaphore::new(LOOKS)),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Where report streams put what they bring.
+    pub(crate) fn sink(self: &Arc<Self>) -> Sink {
+        let this = Arc::clone(self);
+        Arc::new(move |event| this.bring(event))
+    }
+
+    /// Routes whose status may say something else. For one taker.
+    pub(crate) fn shown(&self) -> Arc<Dirty<RouteKey>> {
+        Arc::clone(&self.shown)
+    }
+
+    /// Decides until `stop`; then waits for the writes under way, each bounded by its own time limit.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        mut leading: watch::Receiver<Leadership>,
+        stop: CancellationToken,
+    ) {
+        let (entries, pools, routes) = (
+            self.registry.dirty(),
+            self.index.dirty_pools(),
+            self.index.dirty_routes(),
+        );
+        let mut activators = self.fleet.changes();
+        let orphans = self
+            .tasks
+            .spawn(orphan::run(Arc::clone(&self), leading.clone(), stop.clone()));
+        self.lead(leading.borrow_and_update().leader);
+        loop {
+            let next = self.next_timer();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = leading.changed() => match changed {
+                    Ok(()) => self.lead(leading.borrow_and_update().leader),
+                    Err(_) => break,
+                },
+                keys = entries.take() => keys.into_iter().for_each(|key| self.enter(&key)),
+                keys = pools.take() => self.decide_all(keys),
+                keys = routes.take() => keys.into_iter().for_each(|key| self.command(&key)),
+                _ = activators.changed() => self.decide_all(self.awake()),
+                () = self.timer.notified() => {}
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.fire(),
+            }
+        }
+        orphans.abort();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Starts over as a leader, or forgets everything but the ledger as a standby.
+    fn lead(self: &Arc<Self>, leader: bool) {
+        let mut state = self.state.lock();
+        if state.leads_since.is_some() == leader {
+            return;
+        }
+        state.leads_since = leader.then(Instant::now);
+        state.units.clear();
+        state.pools_of.clear();
+        state.commands.clear();
+        state.timers.clear();
+        drop(state);
+        self.metrics.leader.set(i64::from(leader));
+        if leader {
+            for (key, _) in self.registry.all() {
+                self.enter(&key);
+            }
+        }
+    }
+
+    /// Takes in what a report stream brings.
+    fn bring(self: &Arc<Self>, event: Event) {
+        let mut state = self.state.lock();
+        let touched = match event {
+            Event::Line { report, read_at } => {
+                for line in report.pools.iter().filter(|line| !line.wakes.is_empty()) {
+                    let key = PoolKey {
+                        namespace: line.namespace.clone(),
+                        pool: line.pool.clone(),
+                    };
+                    if let Some(unit) = state.units.get_mut(&key) {
+                        unit.woke(&line.wakes);
+                        self.shown.mark(unit.routes.keys().cloned());
+                    }
+                }
+                state.ledger.line(&report, read_at)
+            }
+            Event::Gone { instance } => state.ledger.gone(&instance, Instant::now()),
+        };
+        for key in touched {
+            self.decide(&mut state, &key, None);
+        }
+    }
+
+    /// Takes in what the capture side now says of a Route.
+    fn enter(self: &Arc<Self>, route: &RouteKey) {
+        let mut state = self.state.lock();
+        if state.leads_since.is_none() {
+            return;
+        }
+        let entry = self.registry.get(route);
+        let pools: BTreeSet<PoolKey> = entry
+            .iter()
+            .flat_map(|entry| entry.pools.iter().map(|(pool, _)| pool.clone()))
+            .collect();
+        let before = state.pools_of.remove(route).unwrap_or_default();
+        for gone in before.difference(&pools) {
+            if let Some(unit) = state.units.get_mut(gone) {
+                unit.routes.remove(route);
+                if unit.routes.is_empty() {
+                    state.units.remove(gone);
+                    self.fleet.set_waking(gone, false);
+                }
+            }
+        }
+        let Some(entry) = entry else {
+            state.commands.remove(route);
+            self.shown.mark([route.clone()]);
+            return;
+        };
+        let shown = self.index.route(route);
+        let status = shown.as_ref().and_then(|route| route.status.as_ref());
+        for (pool, workload) in &entry.pools {
+            let unit = state.units.entry(pool.clone()).or_insert_with(|| {
+                let mut unit = Unit::new(pool.clone(), workload.clone(), status);
+                unit.last_request = status
+                    .and_then(|status| status.last_request.as_ref())
+                    .map(|time| self.clock.read(time));
+                unit
+            });
+            unit.workload = workload.clone();
+            unit.routes.insert(route.clone(), Arc::clone(&entry));
+        }
+        state.pools_of.insert(route.clone(), pools.clone());
+        for pool in &pools {
+            self.decide(&mut state, pool, None);
+        }
+        drop(state);
+        self.shown.mark([route.clone()]);
+        self.command(route);
+    }
+
+    /// Carries out a command that a Route carries, once.
+    fn command(self: &Arc<Self>, route: &RouteKey) {
+        let mut state = self.state.lock();
+        let Some(object) = self
+            .index
+            .route(route)
+            .filter(|_| state.pools_of.contains_key(route))
+        else {
+            return;
+        };
+        let annotations = object.metadata.annotations.as_ref();
+        let Some(asked) = annotations.and_then(|all| all.get(COMMAND_ANNOTATION)) else {
+            return;
+        };
+        let done = state.commands.get(route).cloned();
+        let done = done.or_else(|| object.status.as_ref().map(|status| status.command.clone()));
+        if done.as_ref() == Some(asked) {
+            return;
+        }
+        state.commands.insert(route.clone(), asked.clone());
+        let pools = state.pools_of.get(route).cloned().unwrap_or_default();
+        match Command::parse(asked) {
+            Some(command) => pools
+                .iter()
+                .for_each(|pool| self.decide(&mut state, pool, Some(command))),
+            None => tracing::warn!(%route, command = asked, "not a command"),
+        }
+        drop(state);
+        self.shown.mark([route.clone()]);
+    }
+
+    fn decide_all(self: &Arc<Self>, keys: Vec<PoolKey>) {
+        let mut state = self.state.lock();
+        for key in keys {
+            self.decide(&mut state, &key, None);
+        }
+    }
+
+    /// Pools that have, or should have, pods.
+    fn awake(&self) -> Vec<PoolKey> {
+        let state = self.state.lock();
+        let awake = |unit: &&Unit| unit.want > 0 || unit.replicas.unwrap_or(0) > 0;
+        state
+            .units
+            .values()
+            .filter(awake)
+            .map(|unit| unit.key.clone())
+            .collect()
+    }
+
+    /// The one place where replicas are decided.
+    fn decide(self: &Arc<Self>, state: &mut State, key: &PoolKey, command: Option<Command>) {
+        let Some(leads_since) = state.leads_since else {
+            return;
+        };
+        let State {
+            units,
+            ledger,
+            timers,
+            ..
+        } = state;
+        let Some(unit) = units.get_mut(key) else {
+            return;
+        };
+        let now = Instant::now();
+        let Some(workload) = self.index.workload(&key.namespace, &unit.workload) else {
+            unit.next = format!("{} is not there", unit.workload);
+            return;
+        };
+        let mut traffic = ledger.traffic(key, now);
+        traffic.last_request = traffic.last_request.max(unit.last_request);
+        unit.last_request = traffic.last_request;
+        let ready = self
+            .index
+            .ready_pods(key)
+            .max(traffic.ready)
+            .max(workload.ready_replicas);
+        let (seen, started) = unit.observe(&workload, ready, now);
+        let warm = leads_since.elapsed() >= WARM_UP && self.fleet.missing().is_empty();
+        let situation = Situation {
+            now,
+            traffic: &traffic,
+            workload: &workload,
+            ready,
+            foreign: self.foreign(&workload, seen),
+            started: &started,
+            complete: warm,
+            command,
+        };
+        let before = (unit.want, unit.waking, unit.ready());
+        let outcome = unit.step(&self.clock, &situation);
+        unit.want = outcome.replicas;
+        let waiting = outcome.replicas > 0 && ready == 0;
+        let withdrawn = unit.health.observe(waiting, now);
+        if withdrawn {
+            self.tell(
+                unit,
+                false,
+                "WorkloadReady",
+                "Scale",
+                "pods become ready again".to_owned(),
+            );
+        }
+        self.look(unit, &workload, now);
+        let mut wake_at = outcome.wake_at;
+        if outcome.replicas != unit.replicas.unwrap_or(0) {
+            match unit.may_write(now) {
+                Ok(()) => self.write(unit, &outcome, traffic.oldest_held),
+                Err(retry) => wake_at = wake_at.into_iter().chain(retry).min(),
+            }
+        }
+        // Acknowledged while it is carried out: what cannot be written is left to the activator to try.
+        let waking = waiting && (unit.writing.is_some() || unit.replicas.unwrap_or(0) > 0);
+        if waking != unit.waking {
+            unit.waking = waking;
+            self.fleet.set_waking(key, waking);
+        }
+        if !warm && outcome.replicas > 0 {
+            wake_at = Some(wake_at.map_or(now + WARM_UP, |at| at.min(now + WARM_UP)));
+        }
+        let wake_at = wake_at.into_iter().chain(unit.health.look_at()).min();
+        if let Some(at) = wake_at.filter(|at| unit.timer.is_none_or(|timer| *at < timer)) {
+            unit.timer = Some(at);
+            timers.push(Reverse((at, key.clone())));
+            self.timer.notify_one();
+        }
+        if outcome.changed || withdrawn || before != (unit.want, unit.waking, unit.ready()) {
+            self.shown.mark(unit.routes.keys().cloned());
+        }
+    }
+
+    /// Who, other than us, has changed the replicas.
+    fn foreign(&self, workload: &WorkloadFacts, seen: Seen) -> Option<(u32, String)> {
+        let Seen::Foreign { from } = seen else {
+            return None;
+        };
+        let ours =
+            |name: &&String| [SCALE_MANAGER, ACTIVATOR_MANAGER, AUTOSCALER_MANAGER].contains(&name.as_str());
+        let last = workload.replicas_managers.first()?;
+        // An activator that raised 0→1 itself did our work for us.
+        (!ours(&last)).then(|| (from, last.clone()))
+    }
+
+    fn write(self: &Arc<Self>, unit: &mut Unit, outcome: &Outcome, oldest_held: Option<Instant>) {
+        let (from, to) = (unit.replicas.unwrap_or(0), outcome.replicas);
+        unit.write(to);
+        let this = Arc::clone(self);
+        let (key, workload) = (unit.key.clone(), unit.workload.clone());
+        let change = Change {
+            from,
+            to,
+            label: outcome.label,
+            why: outcome.why.clone(),
+        };
+        let first_byte = oldest_held.filter(|_| from == 0);
+        self.tasks.spawn(async move {
+            let _permit = match Arc::clone(&this.writes).try_acquire_owned() {
+                Ok(permit) => Some(permit),
+                Err(_) => {
+                    this.metrics.scale_queued.inc();
+                    Arc::clone(&this.writes).acquire_owned().await.ok()
+                }
+            };
+            let signal = first_byte.map(|at| at.elapsed());
+            let result = this.cluster.scale(&key.namespace, &workload, to).await;
+            this.wrote(&key, &workload, &change, signal, result);
+        });
+    }
+
+    fn wrote(
+        self: &Arc<Self>,
+        key: &PoolKey,
+        workload: &Workload,
+        change: &Change,
+        signal: Option<Duration>,
+        result: Result<(), Error>,
+    ) {
+        let Change { from, to, label, why } = change;
+        let mut state = self.state.lock();
+        self.metrics.scale_write(match &result {
+            Ok(()) => "ok",
+            Err(Error::Timeout(_)) => "timed_out",
+            Err(_) => "failed",
+        });
+        match &result {
+            Ok(()) => {
+                tracing::info!(pool = %key, %workload, from, to, reason = label, "scaled: {why}");
+                self.metrics.decision(label);
+                if let Some(signal) = signal {
+                    self.metrics.first_byte_to_scale.observe(signal.as_secs_f64());
+                }
+            }
+            Err(error) => tracing::warn!(pool = %key, %workload, from, to, %error, "not scaled"),
+        }
+        let Some(unit) = state.units.get_mut(key) else {
+            return;
+        };
+        match result {
+            Ok(()) => {
+                unit.wrote(*to, Instant::now());
+                unit.why.clone_from(why);
+                if let Some(signal) = signal {
+                    unit.signal_ms = Some((signal.as_secs_f64() * 1e6).round() / 1e3);
+                }
+                self.tell(
+                    unit,
+                    false,
+                    if to > from { "ScaledUp" } else { "ScaledDown" },
+                    "Scale",
+                    why.clone(),
+                );
+            }
+            Err(error) => {
+                unit.not_written(Instant::now());
+                if !matches!(error, Error::NotLeader(_)) {
+                    let note = format!("{workload} could not be scaled to {to}: {error}");
+                    self.tell(unit, true, "ScaleFailed", "Scale", note);
+                }
+            }
+        }
+        self.shown.mark(unit.routes.keys().cloned());
+        self.decide(&mut state, key, None);
+    }
+
+    /// Has pods read when it is time to ask why none is ready.
+    fn look(self: &Arc<Self>, unit: &mut Unit, workload: &Arc<WorkloadFacts>, now: Instant) {
+        if !unit.health.look(now) {
+            return;
+        }
+        let this = Arc::clone(self);
+        let (key, workload) = (unit.key.clone(), Arc::clone(workload));
+        self.tasks.spawn(async move {
+            let _permit = Arc::clone(&this.looks).acquire_owned().await.ok();
+            let pods = this.cluster.pods(&key.namespace, &workload.match_labels).await;
+            let found = match &pods {
+                Ok(pods) => health::diagnose(&workload, pods),
+                Err(error) => {
+                    tracing::debug!(pool = %key, %error, "pods not read");
+                    None
+                }
+            };
+            let mut state = this.state.lock();
+            let Some(unit) = state.units.get_mut(&key) else {
+                return;
+            };
+            if let Some(news) = unit.health.looked(found, Instant::now()) {
+                tracing::warn!(pool = %key, reason = news.reason, "no pod becomes ready: {}", news.message);
+                this.tell(unit, true, news.reason, "Scale", news.message);
+            }
+            this.shown.mark(unit.routes.keys().cloned());
+            this.decide(&mut state, &key, None);
+        });
+    }
+
+    /// Tells the users of a pool something, on each of its Services' Routes and on its workload.
+    fn tell(&self, unit: &Unit, warning: bool, reason: &'static str, action: &'static str, note: String) {
+        for key in unit.routes.keys() {
+            let Some(service) = self.index.service(key) else {
+                continue;
+            };
+            let subject = Subject {
+                kind: "Service",
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                uid: service.uid.clone(),
+            };
+            self.cluster.event(Notice {
+                subject,
+                warning,
+                reason,
+                action,
+                note: note.clone(),
+            });
+        }
+    }
+
+    fn next_timer(&self) -> Option<Instant> {
+        self.state.lock().timers.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Decides on the pools whose timers are due.
+    fn fire(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        while let Some(Reverse((at, _))) = state.timers.peek() {
+            if *at > now {
+                break;
+            }
+            let Some(Reverse((at, key))) = state.timers.pop() else {
+                break;
+            };
+            match state.units.get_mut(&key) {
+                // An earlier timer took this one's place and has been dealt with.
+                Some(unit) if unit.timer != Some(at) => {}
+                Some(unit) => {
+                    unit.timer = None;
+                    self.decide(&mut state, &key, None);
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+/// A change of replicas that is being written.
+struct Change {
+    from: u32,
+    to: u32,
+    label: &'static str,
+    why: String,
+}
+
+#[cfg(test)]
+mod tests;

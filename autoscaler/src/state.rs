@@ -58,6 +58,7 @@ pub(crate) struct Entry {
 pub(crate) struct Registry {
     entries: RwLock<HashMap<RouteKey, Arc<Entry>>>,
     changed: watch::Sender<u64>,
+    dirty: Arc<Dirty<RouteKey>>,
 }
 
 impl Registry {
@@ -66,6 +67,7 @@ impl Registry {
         Arc::new(Self {
             entries: RwLock::default(),
             changed: watch::Sender::new(0),
+            dirty: Dirty::new(),
         })
     }
 
@@ -82,8 +84,14 @@ impl Registry {
         };
         drop(entries);
         if changed {
+            self.dirty.mark([key.clone()]);
             self.changed.send_modify(|count| *count += 1);
         }
+    }
+
+    /// Routes whose entry changed. For one taker: the scale side.
+    pub(crate) fn dirty(&self) -> Arc<Dirty<RouteKey>> {
+        Arc::clone(&self.dirty)
     }
 
     /// The entry of one Route.
