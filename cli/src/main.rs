@@ -1,2 +1,72 @@
-//! The `dormouse` binary.
-fn main() {}
+//! The `dormouse` binary: parse, build, run, report. Everything else is in the modules.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`args`] | the commands and their options |
+//! | [`signals`], [`logs`], [`client`] | what every process needs, once |
+//! | [`system`] | runs the activator, the autoscaler and the embedded cluster |
+//! | [`get`], [`explain`], [`doctor`], [`order`], [`uninstall`] | commands that look at a cluster, or ask something of it |
+//! | [`hello`] | the application of the examples and tests |
+//! | [`output`], [`failure`] | tables, JSON, YAML; how a command ends |
+
+mod args;
+mod client;
+mod duration;
+mod explain;
+mod failure;
+mod get;
+mod hello;
+mod logs;
+mod output;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use kube::CustomResourceExt as _;
+
+use args::{Command, Line};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    // Wrong flags end here, with exit code 2.
+    let line = Line::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::Process(error.into()).report(),
+    };
+    match runtime.block_on(run(line)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn run(line: Line) -> Result<(), Failure> {
+    let default_filter = match &line.command {
+        Command::Hello(_) => "info",
+        _ => "warn",
+    };
+    let _set_log = logs::start(&line.logs, default_filter).map_err(Failure::Usage)?;
+    match line.command {
+        Command::Get(args) => get::run(args).await,
+        Command::Explain(args) => explain::run(args).await,
+        Command::Crds => output::print(&crds_yaml()?),
+        Command::Completion(args) => {
+            let mut text = Vec::new();
+            clap_complete::generate(args.shell, &mut Line::command(), "dormouse", &mut text);
+            output::print(&String::from_utf8_lossy(&text))
+        }
+        Command::Hello(args) => {
+            let signals = signals::Signals::install().map_err(|error| Failure::Process(error.into()))?;
+            hello::run(args, signals.shutdown, signals.abort).await.map_err(Failure::Process)
+        }
+    }
+}
+
+/// All custom resource definitions, as one YAML stream.
+fn crds_yaml() -> Result<String, Failure> {
+    [crds::Route::crd()]
+        .iter()
+        .map(|crd| output::yaml(crd).map(|text| format!("---\n{text}")))
+        .collect()
+}

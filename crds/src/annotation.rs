@@ -24,7 +24,7 @@ use crate::route::{Ignore, Protocol, Workload};
 
 pub use docs::{activity, markdown};
 pub use table::{Active, Key, TABLE};
-pub use value::{Kind, Word, write_duration};
+pub use value::{Kind, Word, read_duration, write_duration};
 
 /// What every key of ours starts with.
 pub const PREFIX: &str = "dormouse.dev/";

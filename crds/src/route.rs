@@ -28,7 +28,9 @@ pub const FULL_WEIGHT: u32 = 10_000;
     printcolumn = r#"{"name":"Why","type":"string","jsonPath":".status.why"}"#,
     printcolumn = r#"{"name":"Last-Request","type":"date","jsonPath":".status.lastRequest"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
-    validation = "!has(self.spec.pools) || size(self.spec.pools) == 0 || self.spec.pools.map(p, p.weight).sum() == 10000"
+    validation = "!has(self.spec.pools) || size(self.spec.pools) == 0 || self.spec.pools.map(p, p.weight).sum() == 10000",
+    validation = "!has(self.spec.ports) || self.spec.ports.all(p, self.spec.ports.exists_one(q, q.listen == p.listen))",
+    validation = "!has(self.spec.pools) || self.spec.pools.all(p, self.spec.pools.exists_one(q, q.name == p.name))"
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RouteSpec {
@@ -101,6 +103,8 @@ pub enum Protocol {
 pub struct RoutePool {
     /// Unique in the namespace. For a plain Service, the workload's name. Its private Service is
     /// [`crate::names::private_service_name`].
+    // The bound keeps the API server's estimate of what comparing names costs below its limit.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// What has the pods and the `/scale`.
     pub workload: Workload,

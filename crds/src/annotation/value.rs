@@ -169,8 +169,11 @@ impl Kind {
 }
 
 /// Reads a duration as Go writes it, with the units h, m, s and ms: `90s`, `1m30s`, `250ms`, `1.5h`; also `0`.
-/// The finest part is a millisecond, the longest some hundred years.
-fn read_duration(text: &str) -> Result<Duration, String> {
+/// The finest part is a millisecond, the longest some hundred thousand years.
+///
+/// # Errors
+/// What is wrong with it beyond its form, as a clause; often empty.
+pub fn read_duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -271,7 +274,7 @@ mod tests {
             ("0.0001s", None),
             ("1.2.3s", None),
             ("9999999999s", None),
-            ("999999999h999999999h", None),
+            ("999999999h999999999h999999999h999999999h999999999h999999999h", None),
             ("1s ", None),
             ("一s", None),
             ("5S", None),

@@ -1,0 +1,67 @@
+//! The commands and their options.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{explain, get, hello, logs};
+
+/// Scale-to-zero for ordinary Kubernetes Services.
+#[derive(Debug, Parser)]
+#[command(name = "dormouse", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Line {
+    #[command(flatten)]
+    pub(crate) logs: logs::Args,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the Services that Dormouse knows: asleep or awake, and why
+    Get(get::Args),
+    /// Explain one Service, or the annotations
+    Explain(explain::Args),
+    /// Print the custom resource definitions as YAML
+    Crds,
+    /// Print a completion script for a shell
+    Completion(Completion),
+    /// Serve the example application
+    Hello(hello::Args),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Completion {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Which cluster.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Cluster {
+    /// Kubeconfig file; unset: KUBECONFIG, the pod's own account, a running `dormouse local`, ~/.kube/config
+    #[arg(long, value_name = "FILE", help_heading = "Cluster")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Context in the kubeconfig; unset: its current one
+    #[arg(long, value_name = "NAME", help_heading = "Cluster")]
+    pub(crate) context: Option<String>,
+}
+
+/// Which cluster, and where in it.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Scope {
+    #[command(flatten)]
+    pub(crate) cluster: Cluster,
+    /// Namespace; unset: the kubeconfig's
+    #[arg(short, long, value_name = "NAME", help_heading = "Cluster")]
+    pub(crate) namespace: Option<String>,
+}
+
+/// How data is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Data {
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}

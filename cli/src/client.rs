@@ -1,0 +1,114 @@
+//! How the cluster is found and spoken to.
+//!
+//! In this order: `--kubeconfig`; `KUBECONFIG`; the pod's own account; a `dormouse local` that is running; the usual
+//! `~/.kube/config`. No client-side rate limit stands in the way of a wake: kube has none.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+
+use crate::args::{Cluster, Scope};
+use crate::failure::Failure;
+
+/// Longest for a connection to the API server. It is near, or down.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client, and where it points.
+pub(crate) struct Connected {
+    pub(crate) client: Client,
+    /// The namespace to look at where none is named.
+    pub(crate) namespace: String,
+    /// The API server's address, for messages.
+    pub(crate) url: String,
+}
+
+/// Connects for a command that a person typed.
+///
+/// # Errors
+/// When there is no cluster to be found, or its configuration makes no sense.
+pub(crate) async fn connect(scope: &Scope) -> Result<Connected, Failure> {
+    let config = config(&scope.cluster).await?;
+    let url = config.cluster_url.to_string();
+    let namespace = scope.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let client = Client::try_from(config)
+        .map_err(|error| Failure::Usage(format!("cannot use the configuration for {url}: {error}")))?;
+    Ok(Connected { client, namespace, url })
+}
+
+/// The configuration of the cluster that is meant.
+///
+/// # Errors
+/// When there is none, or it cannot be read.
+pub(crate) async fn config(cluster: &Cluster) -> Result<Config, Failure> {
+    let mut config = find(cluster).await?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    // A watch may rightly be silent for minutes.
+    config.read_timeout = None;
+    Ok(config)
+}
+
+async fn find(cluster: &Cluster) -> Result<Config, Failure> {
+    if let Some(path) = &cluster.kubeconfig {
+        return from_file(path, cluster).await;
+    }
+    if std::env::var_os("KUBECONFIG").is_some_and(|value| !value.is_empty()) {
+        return from_environment(cluster).await;
+    }
+    if cluster.context.is_none() {
+        if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+            return Config::incluster()
+                .map_err(|error| Failure::Usage(format!("cannot use the pod's own account: {error}")));
+        }
+        if let Some(path) = running_local().await {
+            tracing::debug!(path = %path.display(), "using the embedded cluster");
+            return from_file(&path, cluster).await;
+        }
+    }
+    from_environment(cluster).await
+}
+
+async fn from_file(path: &Path, cluster: &Cluster) -> Result<Config, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        Failure::Usage(format!("cannot use the kubeconfig {}: {error}", path.display()))
+    };
+    let file = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
+    Config::from_custom_kubeconfig(file, &options(cluster)).await.map_err(|error| wrong(&error))
+}
+
+async fn from_environment(cluster: &Cluster) -> Result<Config, Failure> {
+    Config::from_kubeconfig(&options(cluster)).await.map_err(|error| {
+        Failure::Usage(format!(
+            "no cluster to talk to: {error}. Name a kubeconfig with --kubeconfig or KUBECONFIG, or start an embedded \
+             cluster with `dormouse local FILE…`"
+        ))
+    })
+}
+
+fn options(cluster: &Cluster) -> KubeConfigOptions {
+    KubeConfigOptions { context: cluster.context.clone(), ..Default::default() }
+}
+
+/// The kubeconfig of a `dormouse local` that answers.
+async fn running_local() -> Option<PathBuf> {
+    None
+}
+
+/// A sentence for an error of the API: what was being done, where, what to do.
+pub(crate) fn failed(what: &str, url: &str, error: &kube::Error) -> Failure {
+    let fix = match error {
+        kube::Error::Api(status) if status.code == 404 && what.contains("Routes") => {
+            ". Are the custom resources installed? `dormouse crds | kubectl apply -f -`"
+        }
+        kube::Error::Api(status) if status.code == 401 => ". The kubeconfig's credentials are not accepted",
+        kube::Error::Api(status) if status.code == 403 => ". Ask for the permission, or use another account",
+        kube::Error::Api(_) => "",
+        _ => ". Is the API server running, and is this the right kubeconfig?",
+    };
+    let message = match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    };
+    Failure::Api(format!("cannot {what} at {url}: {message}{fix}"))
+}

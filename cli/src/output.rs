@@ -1,0 +1,166 @@
+//! What is printed: tables, JSON, YAML, ages, colour.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde::Serialize;
+
+use crate::args::Data;
+use crate::failure::Failure;
+
+/// Prints `text` as it is. A reader that has gone away (`| head`) is no failure.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::Process(anyhow::Error::new(error).context("cannot write the output")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `value` as data.
+///
+/// # Errors
+/// When it cannot be written in that form.
+pub(crate) fn data<T: Serialize>(value: &T, format: Data) -> Result<String, Failure> {
+    match format {
+        Data::Json => serde_json::to_string_pretty(value)
+            .map(|text| text + "\n")
+            .map_err(|error| Failure::Process(error.into())),
+        Data::Yaml => yaml(value),
+    }
+}
+
+/// `value` as YAML.
+///
+/// # Errors
+/// When it cannot be written in that form.
+pub(crate) fn yaml<T: Serialize>(value: &T) -> Result<String, Failure> {
+    serde_saphyr::to_string(value).map_err(|error| Failure::Process(error.into()))
+}
+
+/// Columns padded to their longest cell; the last is not padded.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(&format!("{cell:<width$}   "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// How long ago, as kubectl says it: `12s`, `5m3s`, `3h`, `2d`.
+pub(crate) fn age(since: Option<&Time>, now: jiff::Timestamp) -> String {
+    let Some(since) = since else { return "-".to_owned() };
+    let seconds = now.duration_since(since.0).as_secs().max(0);
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..600 if seconds % 60 > 0 => format!("{minutes}m{}s", seconds % 60),
+        120..10_800 => format!("{minutes}m"),
+        10_800..172_800 => format!("{hours}h"),
+        _ => format!("{days}d"),
+    }
+}
+
+/// Milliseconds for people: `0.8 ms`, `12 ms`, `1.25 s`.
+pub(crate) fn millis(ms: f64) -> String {
+    match ms {
+        ms if ms < 10.0 => format!("{ms:.1} ms"),
+        ms if ms < 1000.0 => format!("{ms:.0} ms"),
+        ms => format!("{:.2} s", ms / 1000.0),
+    }
+}
+
+/// Colours of one terminal; none when the output is not a terminal, or `NO_COLOR` is set.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Paint(bool);
+
+impl Paint {
+    /// As standard output wants it.
+    pub(crate) fn stdout() -> Self {
+        Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn never() -> Self {
+        Self(false)
+    }
+
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    pub(crate) fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    pub(crate) fn faint(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    pub(crate) fn good(self, text: &str) -> String {
+        self.with("32", text)
+    }
+
+    pub(crate) fn warn(self, text: &str) -> String {
+        self.with("33", text)
+    }
+
+    pub(crate) fn bad(self, text: &str) -> String {
+        self.with("31", text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_said_as_kubectl_says_them() {
+        let now = jiff::Timestamp::from_second(1_000_000).expect("a time");
+        for (seconds, want) in [
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (601, "10m"),
+            (10_799, "179m"),
+            (10_800, "3h"),
+            (172_799, "47h"),
+            (172_800, "2d"),
+            (-5, "0s"),
+        ] {
+            let since = Time(jiff::Timestamp::from_second(1_000_000 - seconds).expect("a time"));
+            assert_eq!(age(Some(&since), now), want);
+        }
+        assert_eq!(age(None, now), "-");
+    }
+
+    #[test]
+    fn milliseconds_have_as_many_digits_as_matter() {
+        for (ms, want) in [(0.84, "0.8 ms"), (12.3, "12 ms"), (999.0, "999 ms"), (1254.0, "1.25 s")] {
+            assert_eq!(millis(ms), want);
+        }
+    }
+
+    #[test]
+    fn columns_line_up_and_lines_do_not_trail() {
+        let rows = [["A", "LONG", "C"], ["aaa", "b", ""]];
+        let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(ToString::to_string).collect()).collect();
+        assert_eq!(table(&rows), "A     LONG   C\naaa   b\n");
+    }
+}
