@@ -283,6 +283,35 @@ impl Fleet {
         (state.membership.epoch(), state.membership.settled())
     }
 
+    /// What is known of the streams, for the dump of the admin port.
+    pub(crate) fn dump(&self) -> serde_json::Value {
+        let state = self.state.lock();
+        let streams: Vec<_> = state
+            .streams
+            .values()
+            .map(|stream| {
+                serde_json::json!({
+                    "activator": stream.live.name,
+                    "instance": stream.live.instance,
+                    "address": stream.live.address,
+                    "serving": stream.live.serving,
+                    "epoch": stream.epoch,
+                    "foreign": stream.foreign,
+                    "routes": stream.acks.len(),
+                })
+            })
+            .collect();
+        serde_json::json!({
+            "leader": state.leadership.leader,
+            "epoch": state.membership.epoch(),
+            "settled": state.membership.settled(),
+            "streams": streams,
+            "expected": state.expected.keys().map(|endpoint| &endpoint.address).collect::<Vec<_>>(),
+            "waking": state.waking.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "probes": state.probes.len(),
+        })
+    }
+
     /// Has a live activator connect to `address` (a Service's `ClusterIP:port`) up to `tries` times.
     ///
     /// # Cancel safety

@@ -29,8 +29,6 @@ pub(crate) struct Metrics {
     pub(crate) first_byte_to_scale: Histogram,
     /// Wakes that waited because as many `/scale` writes as allowed were under way.
     pub(crate) scale_queued: IntCounter,
-    /// Events that were not written because too many were made at once.
-    pub(crate) events_dropped: IntCounter,
     self_probes: IntCounterVec,
     decisions: IntCounterVec,
     scale_writes: IntCounterVec,
@@ -95,10 +93,6 @@ impl Metrics {
                 "scale_writes_queued_total",
                 "Replica changes that waited because as many writes as allowed were under way.",
             ),
-            events_dropped: counter(
-                "events_dropped_total",
-                "Events that were not written because too many were made at once.",
-            ),
             self_probes: counters("self_probes_total", "Self-probes by result.", "result"),
             decisions: counters("scale_decisions_total", "Replica changes by reason.", "reason"),
             scale_writes: counters("scale_writes_total", "Writes of /scale by result.", "result"),
@@ -137,9 +131,9 @@ impl Metrics {
     }
 
     /// Shows how many Services are in each phase.
-    pub(crate) fn show_phases<'a>(&self, phases: impl IntoIterator<Item = (&'a str, i64)>) {
+    pub(crate) fn show_phases(&self, phases: &std::collections::BTreeMap<String, i64>) {
         for (phase, count) in phases {
-            self.phases.with_label_values(&[phase]).set(count);
+            self.phases.with_label_values(&[phase.as_str()]).set(*count);
         }
     }
 
