@@ -61,15 +61,21 @@ pub(super) struct Outcome {
 
 impl Unit {
     pub(super) fn step(&mut self, clock: &Clock, situation: &Situation) -> Outcome {
-        let _ = (clock, situation);
+        let _ = clock;
         let current = self.replicas.unwrap_or(0);
-        Outcome {
-            replicas: current,
-            label: "none",
-            why: String::new(),
-            wake_at: None,
-            changed: false,
-        }
+        let traffic = situation.traffic;
+        let busy = traffic.held > 0 || traffic.in_flight > 0;
+        let idle = traffic.last_request.map(|at| situation.now.duration_since(at));
+        let keep = Duration::from_secs(60);
+        let (replicas, label, why, wake_at) = if busy && current == 0 {
+            (1, "wake", format!("{} held", traffic.held), None)
+        } else if !busy && current > 0 && situation.complete && self.kept_awake().is_none() && idle.is_none_or(|idle| idle >= keep) {
+            (0, "idle", "idle for 60 s".to_owned(), None)
+        } else {
+            let at = (current > 0).then(|| situation.now + keep.saturating_sub(idle.unwrap_or_default()));
+            (current, "none", self.why.clone(), at)
+        };
+        Outcome { replicas, label, why, wake_at, changed: false }
     }
 
     pub(super) fn conflict(&self) -> Option<String> {
