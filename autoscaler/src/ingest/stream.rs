@@ -29,6 +29,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Directive lines that may wait for the connection's window. One that is not read from for this long is broken.
 const UNSENT: usize = 64;
 
+/// How long an activator may take to end its half of a stream that we have ended.
+const GOODBYE: Duration = Duration::from_millis(200);
+
 const HEARTBEAT: Duration = Duration::from_millis(HEARTBEAT_MS);
 const SILENCE: Duration = Duration::from_millis(SILENCE_MS);
 
@@ -141,7 +144,10 @@ async fn session(
         tokio::select! {
             // Reading first: a line may change what is then said.
             biased;
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => {
+                close(sender, incoming).await;
+                return Ok(());
+            }
             frame = timeout_at(heard + SILENCE, incoming.frame()) => {
                 let frame = frame.map_err(|_| Error::Silent)?.ok_or(Error::Ended)??;
                 heard = Instant::now();
@@ -222,6 +228,13 @@ async fn open(
         return Err(Error::Status(response.status()));
     }
     Ok((response.into_body(), connection))
+}
+
+/// Ends our half, so that the activator sees an end and not a broken connection, and gives it a moment to end its own.
+async fn close(sender: mpsc::Sender<Bytes>, mut incoming: Incoming) {
+    drop(sender);
+    let end = async { while let Some(Ok(_)) = incoming.frame().await {} };
+    let _ = timeout(GOODBYE, end).await;
 }
 
 fn send(sender: &mpsc::Sender<Bytes>, directive: &Directive) -> Result<(), Error> {

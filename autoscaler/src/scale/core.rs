@@ -69,13 +69,24 @@ impl Unit {
         let keep = Duration::from_secs(60);
         let (replicas, label, why, wake_at) = if busy && current == 0 {
             (1, "wake", format!("{} held", traffic.held), None)
-        } else if !busy && current > 0 && situation.complete && self.kept_awake().is_none() && idle.is_none_or(|idle| idle >= keep) {
+        } else if !busy
+            && current > 0
+            && situation.complete
+            && self.kept_awake().is_none()
+            && idle.is_none_or(|idle| idle >= keep)
+        {
             (0, "idle", "idle for 60 s".to_owned(), None)
         } else {
             let at = (current > 0).then(|| situation.now + keep.saturating_sub(idle.unwrap_or_default()));
             (current, "none", self.why.clone(), at)
         };
-        Outcome { replicas, label, why, wake_at, changed: false }
+        Outcome {
+            replicas,
+            label,
+            why,
+            wake_at,
+            changed: false,
+        }
     }
 
     pub(super) fn conflict(&self) -> Option<String> {
