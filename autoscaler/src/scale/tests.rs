@@ -6,7 +6,7 @@ use bytes::Bytes;
 use crds::Settings;
 use crds::condition::{WORKLOAD_HEALTHY, find};
 use crds::report::{PoolReport, Report};
-use crds::route::{Phase, Route, RouteStatus};
+use crds::route::{Phase, Route, RouteStatus, Workload};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use k8s_openapi::api::apps::v1::Deployment;
