@@ -10,6 +10,7 @@
 mod membership;
 mod probe;
 mod stream;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::state::{Dirty, RouteKey};
 use membership::{Member, Membership};
+use told::{apply_acks, apply_busy};
 
 pub(crate) use probe::Probe;
 pub(crate) use stream::Token;
@@ -138,6 +140,8 @@ struct Stream {
     acks: HashMap<RouteKey, RouteAck>,
     epoch: u64,
     foreign: u32,
+    /// Requests held and in flight, of pools that have any.
+    busy: HashMap<PoolKey, u32>,
     orders: mpsc::Sender<ProbeOrder>,
 }
 
@@ -247,6 +251,21 @@ impl Fleet {
         state.expected.iter().filter_map(waited).collect()
     }
 
+    /// Requests of `pool` held and in flight in all live activators; `None` while one is missing.
+    pub(crate) fn busy(&self, pool: &PoolKey) -> Option<u32> {
+        if !self.missing().is_empty() {
+            return None;
+        }
+        let state = self.state.lock();
+        Some(
+            state
+                .streams
+                .values()
+                .filter_map(|stream| stream.busy.get(pool))
+                .sum(),
+        )
+    }
+
     /// Says in every directive, from now on, whether the wake of `pool` is being carried out.
     pub(crate) fn set_waking(&self, pool: &PoolKey, waking: bool) {
         let mut state = self.state.lock();
@@ -350,12 +369,14 @@ impl Fleet {
             acks: HashMap::new(),
             epoch: 0,
             foreign: 0,
+            busy: HashMap::new(),
             orders: orders.clone(),
         });
         let changed = stream.live != live;
         stream.live = live;
         stream.epoch = report.epoch;
         stream.foreign = report.foreign;
+        apply_busy(&mut stream.busy, &report);
         let touched = apply_acks(&mut stream.acks, report.full, std::mem::take(&mut report.routes));
         let answered: Vec<_> = report
             .probes
@@ -448,37 +469,6 @@ impl Fleet {
             probes,
         }
     }
-}
-
-/// Applies Route acknowledgements and returns the Routes they changed. A snapshot takes out what it does not name.
-fn apply_acks(acks: &mut HashMap<RouteKey, RouteAck>, full: bool, lines: Vec<RouteAck>) -> Vec<RouteKey> {
-    let mut touched = Vec::new();
-    let key = |ack: &RouteAck| RouteKey {
-        namespace: ack.namespace.clone(),
-        name: ack.name.clone(),
-    };
-    if full {
-        let named: BTreeSet<RouteKey> = lines.iter().map(key).collect();
-        acks.retain(|route, _| {
-            let keep = named.contains(route);
-            if !keep {
-                touched.push(route.clone());
-            }
-            keep
-        });
-    }
-    for ack in lines {
-        let route = key(&ack);
-        let changed = if ack.gone {
-            acks.remove(&route).is_some()
-        } else {
-            acks.insert(route.clone(), ack.clone()).as_ref() != Some(&ack)
-        };
-        if changed {
-            touched.push(route);
-        }
-    }
-    touched
 }
 
 #[cfg(test)]
