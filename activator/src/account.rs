@@ -1,0 +1,131 @@
+//! One request's entry in the books. Dropping it closes the entry, wherever the request stands.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::hub::Hub;
+use crate::meter::{Meter, Outcome};
+use crate::pool::{Pool, Slot};
+
+/// What a request counts as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counts {
+    /// Use: everything is counted.
+    Use,
+    /// Sent by a peer activator, which counts its arrival and its end; here only where it stands is counted.
+    Hop,
+    /// Nothing.
+    Noise,
+}
+
+/// Where the request stands.
+#[derive(Debug)]
+enum Stage {
+    Here,
+    Held,
+    /// At a pod, since that uptime.
+    InFlight(Duration),
+    /// At a peer activator, where it is counted.
+    Away,
+}
+
+/// The entry of one request.
+#[derive(Debug)]
+pub(crate) struct Use {
+    hub: Arc<Hub>,
+    pool: Arc<Pool>,
+    worker: usize,
+    counts: Counts,
+    stage: Stage,
+    outcome: Outcome,
+    slot: Option<Slot>,
+}
+
+impl Use {
+    /// A request arrives.
+    pub(crate) fn begin(
+        hub: &Arc<Hub>,
+        pool: &Arc<Pool>,
+        worker: usize,
+        counts: Counts,
+        now: Duration,
+    ) -> Self {
+        hub.active.fetch_add(1, Ordering::AcqRel);
+        let usage = Self {
+            hub: Arc::clone(hub),
+            pool: Arc::clone(pool),
+            worker,
+            counts,
+            stage: Stage::Here,
+            outcome: Outcome::Cancelled,
+            slot: None,
+        };
+        if counts == Counts::Use {
+            usage.meter(|meter| meter.arrive(now));
+        }
+        usage
+    }
+
+    fn meter(&self, change: impl FnOnce(&mut Meter)) {
+        if self.counts != Counts::Noise {
+            change(&mut self.pool.meters[self.worker].lock());
+        }
+    }
+
+    /// It waits. `urgent`: it is the one that wakes the pool, and the line must go out at once.
+    pub(crate) fn held(&mut self, now: Duration, urgent: bool) {
+        self.stage = Stage::Held;
+        self.meter(|meter| meter.hold(now));
+        self.pool.touch(urgent);
+    }
+
+    /// It waits no more.
+    pub(crate) fn here(&mut self, now: Duration) {
+        match std::mem::replace(&mut self.stage, Stage::Here) {
+            Stage::Held => self.meter(|meter| meter.unhold(now)),
+            Stage::InFlight(since) => self.meter(|meter| meter.leave(now, now.saturating_sub(since))),
+            Stage::Here | Stage::Away => {}
+        }
+    }
+
+    /// It is sent.
+    pub(crate) fn sent(&mut self, slot: Slot, now: Duration) {
+        self.here(now);
+        self.stage = if slot.endpoint.is_peer() {
+            Stage::Away
+        } else {
+            self.meter(|meter| meter.dispatch(now));
+            Stage::InFlight(now)
+        };
+        self.slot = Some(slot);
+        if self.counts != Counts::Noise {
+            self.pool.touch(false);
+        }
+    }
+
+    /// It comes back unanswered, and gives its place back.
+    pub(crate) fn back(&mut self, now: Duration) {
+        self.here(now);
+        self.slot = None;
+    }
+
+    /// It has ended.
+    pub(crate) fn finish(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let now = self.hub.now();
+        self.here(now);
+        if self.counts == Counts::Use {
+            self.meter(|meter| meter.end(now, self.outcome));
+        }
+        if self.counts != Counts::Noise {
+            self.pool.touch(false);
+        }
+        self.hub.active.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,174 @@
+//! What all parts of one activator share: its clock, its name, its metrics, who its peers are, and what has changed
+//! since the last report line.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crds::report::Peer;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::balance::Shares;
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::pool::{Endpoint, Pool};
+
+/// Shared by all parts. One for each activator in a process.
+pub(crate) struct Hub {
+    pub(crate) config: Config,
+    /// 128 random bits in hex.
+    pub(crate) instance: String,
+    start: Instant,
+    /// The runtime of control tasks, for what worker threads start on it.
+    pub(crate) control: tokio::runtime::Handle,
+    pub(crate) metrics: Metrics,
+    pub(crate) cluster: Cluster,
+    shares: RwLock<Shares>,
+    peers: RwLock<HashMap<String, Arc<Endpoint>>>,
+    changes: Changes,
+    /// Requests that are being handled, noise included: what a drain waits for.
+    pub(crate) active: AtomicUsize,
+    /// Cancelled when requests that still wait must be given up.
+    pub(crate) give_up: CancellationToken,
+}
+
+/// Pools that changed since the last report line.
+#[derive(Default)]
+struct Changes {
+    pools: Mutex<Vec<Arc<Pool>>>,
+    urgent: AtomicBool,
+    notify: Notify,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub")
+            .field("name", &self.config.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// Must be called on the runtime of control tasks.
+    pub(crate) fn new(config: Config, cluster: Cluster) -> Arc<Self> {
+        let instance = random_instance();
+        Arc::new(Self {
+            shares: RwLock::new(Shares::new(&config.name)),
+            config,
+            instance,
+            start: Instant::now(),
+            control: tokio::runtime::Handle::current(),
+            metrics: Metrics::new(),
+            cluster,
+            peers: RwLock::default(),
+            changes: Changes::default(),
+            active: AtomicUsize::new(0),
+            give_up: CancellationToken::new(),
+        })
+    }
+
+    /// The uptime: the clock of everything that is measured.
+    pub(crate) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// The runtime's instant for an uptime.
+    pub(crate) fn instant(&self, uptime: Duration) -> Instant {
+        self.start + uptime
+    }
+
+    /// A pool has changed. `urgent`: a line must go out at once.
+    pub(crate) fn changed(&self, pool: Option<&Arc<Pool>>, urgent: bool) {
+        if let Some(pool) = pool {
+            self.changes.pools.lock().push(Arc::clone(pool));
+        }
+        if urgent {
+            self.changes.urgent.store(true, Ordering::Release);
+        }
+        self.changes.notify.notify_one();
+    }
+
+    /// Waits for [`Hub::changed`]. Cancel safe: a change that came is not lost.
+    pub(crate) async fn change(&self) {
+        self.changes.notify.notified().await;
+    }
+
+    /// Whether a line must go out at once; asked once for each.
+    pub(crate) fn take_urgent(&self) -> bool {
+        self.changes.urgent.swap(false, Ordering::AcqRel)
+    }
+
+    /// The pools that changed since the last call.
+    pub(crate) fn take_changed(&self) -> Vec<Arc<Pool>> {
+        std::mem::take(&mut *self.changes.pools.lock())
+    }
+
+    /// Reads how limited pools are divided.
+    pub(crate) fn shares<T>(&self, read: impl FnOnce(&Shares) -> T) -> T {
+        read(&self.shares.read())
+    }
+
+    /// Takes over a membership from a leader. Returns whether anything changed.
+    pub(crate) fn set_membership(&self, epoch: u64, activators: &[Peer], settled: bool) -> bool {
+        {
+            let mut peers = self.peers.write();
+            let now: HashMap<&str, IpAddr> = activators
+                .iter()
+                .filter(|peer| peer.name != self.config.name)
+                .filter_map(|peer| Some((peer.name.as_str(), peer.address.parse().ok()?)))
+                .collect();
+            // A peer that only is missing from this epoch may still have requests on the way here.
+            peers.retain(|name, endpoint| {
+                now.get(name.as_str())
+                    .is_none_or(|address| *address == endpoint.address)
+            });
+            for (name, address) in &now {
+                peers
+                    .entry((*name).to_owned())
+                    .or_insert_with(|| Arc::new(Endpoint::peer(*address, self.config.workers)));
+            }
+            // Peers come and go with rollouts of the activator: 64 is far above any fleet and bounds what is kept.
+            if peers.len() > now.len() + 64 {
+                peers.retain(|name, _| now.contains_key(name.as_str()));
+            }
+        }
+        let names = activators.iter().map(|peer| peer.name.clone()).collect();
+        self.shares.write().update(epoch, names, settled)
+    }
+
+    /// The peer activator of that name.
+    pub(crate) fn peer(&self, name: &str) -> Option<Arc<Endpoint>> {
+        self.peers.read().get(name).cloned()
+    }
+
+    /// Whether a peer activator listens at that address.
+    pub(crate) fn is_peer(&self, address: IpAddr) -> bool {
+        self.peers.read().values().any(|peer| peer.address == address)
+    }
+
+    /// The peers, for the state dump.
+    pub(crate) fn peers(&self) -> Vec<(String, IpAddr)> {
+        self.peers
+            .read()
+            .iter()
+            .map(|(name, peer)| (name.clone(), peer.address))
+            .collect()
+    }
+}
+
+/// 128 bits that nobody can guess, so that no application can pretend to be this activator.
+fn random_instance() -> String {
+    use std::io::Read;
+    let mut bits = [0_u8; 16];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bits));
+    if read.is_err() {
+        bits = u128::to_be_bytes(fastrand::u128(..));
+    }
+    format!("{:032x}", u128::from_be_bytes(bits))
+}

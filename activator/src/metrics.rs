@@ -1,0 +1,292 @@
+//! Metrics. Per-pool series are made from the meters when they are scraped: nothing is counted twice on the hot path, and
+//! a pool's series go with the pool. Labels come from closed sets, plus namespace and pool.
+
+use std::sync::{Arc, Weak};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+use crate::hub::Hub;
+use crate::wake::Parts;
+use crate::watch::Directory;
+
+/// From what a wake signal takes (milliseconds) to what a slow image takes (a minute).
+const COLD: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0,
+];
+/// Around the budget of 15 ms.
+const ANSWERING: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0,
+];
+/// Around the budget of 5 ms.
+const SIGNAL: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5,
+];
+
+/// All metrics of one activator, in a registry of its own.
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) cold_start: HistogramVec,
+    pub(crate) answering: Histogram,
+    pub(crate) line_written: Histogram,
+    pub(crate) rejections: IntCounterVec,
+    pub(crate) retries: IntCounterVec,
+    pub(crate) noise: IntCounter,
+    pub(crate) connections: IntCounter,
+    pub(crate) accept_errors: IntCounter,
+    pub(crate) probes: IntCounterVec,
+    pub(crate) own_wakes: IntCounterVec,
+    pub(crate) report_lines: IntCounter,
+    pub(crate) report_streams: IntGauge,
+    pub(crate) report_refused: IntCounterVec,
+    pub(crate) report_lagged: IntCounter,
+    pub(crate) watch_errors: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub(crate) fn new() -> Self {
+        let registry = Registry::new();
+        let cold = histogram(
+            "activator_cold_start_seconds",
+            "Parts of finished wakes, by phase",
+            COLD,
+        );
+        let answering = histogram(
+            "activator_pod_answering_to_response_seconds",
+            "From the last failed probe of a waking pod to the first response head: an upper bound of what a pod that \
+             answers waited for the activator",
+            ANSWERING,
+        );
+        let line = histogram(
+            "activator_wake_to_report_line_seconds",
+            "From the arrival of the request that wakes a pool to the report line that says so",
+            SIGNAL,
+        );
+        let cold_start = own(&registry, HistogramVec::new(cold, &["phase"]));
+        let answering = own(&registry, Histogram::with_opts(answering));
+        let line_written = own(&registry, Histogram::with_opts(line));
+        let counters = |name: &str, help: &str, label: &str| {
+            own(&registry, IntCounterVec::new(Opts::new(name, help), &[label]))
+        };
+        let counter = |name: &str, help: &str| own(&registry, IntCounter::new(name, help));
+        Self {
+            cold_start,
+            answering,
+            line_written,
+            rejections: counters("activator_rejections_total", "Refused requests, by kind", "kind"),
+            retries: counters(
+                "activator_retries_total",
+                "Requests sent again, by what failed",
+                "kind",
+            ),
+            noise: counter(
+                "activator_noise_answered_total",
+                "Probes and scrapes answered for sleeping pools",
+            ),
+            connections: counter("activator_connections_total", "Accepted client connections"),
+            accept_errors: counter(
+                "activator_accept_errors_total",
+                "Connections that could not be accepted",
+            ),
+            probes: counters(
+                "activator_pod_probes_total",
+                "Readiness probes of pods, by result",
+                "result",
+            ),
+            own_wakes: counters(
+                "activator_own_wakes_total",
+                "Tries to raise /scale because no autoscaler acknowledged, by result",
+                "result",
+            ),
+            report_lines: counter("activator_report_lines_total", "Report lines written"),
+            report_streams: own(
+                &registry,
+                IntGauge::new("activator_report_streams", "Open report streams"),
+            ),
+            report_refused: counters(
+                "activator_report_refused_total",
+                "Refused report streams, by reason",
+                "reason",
+            ),
+            report_lagged: counter(
+                "activator_report_lagged_total",
+                "Times a report stream was too slow and got a snapshot instead of what it missed",
+            ),
+            watch_errors: counters(
+                "activator_watch_errors_total",
+                "Errors of watches, by kind of object",
+                "kind",
+            ),
+            registry,
+        }
+    }
+
+    /// Adds the series that are read from pools and listeners.
+    pub(crate) fn observe(&self, hub: &Arc<Hub>, directory: &Arc<Directory>) {
+        let pools = Pools::new(Arc::downgrade(hub), Arc::downgrade(directory));
+        drop(self.registry.register(Box::new(pools)));
+    }
+
+    /// A wake has finished.
+    pub(crate) fn wake(&self, parts: &Parts) {
+        let phases = [
+            ("signal", parts.signal),
+            ("address", parts.address),
+            ("listening", Some(parts.listening)),
+            ("forward", Some(parts.forward)),
+            ("total", Some(parts.total)),
+        ];
+        for (phase, duration) in phases {
+            if let Some(duration) = duration {
+                self.cold_start
+                    .with_label_values(&[phase])
+                    .observe(duration.as_secs_f64());
+            }
+        }
+        self.answering.observe(parts.answering_to_response.as_secs_f64());
+    }
+
+    /// The exposition format.
+    pub(crate) fn text(&self) -> String {
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap_or_default()
+    }
+}
+
+fn histogram(name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {
+    HistogramOpts::new(name, help).buckets(buckets.to_vec())
+}
+
+/// Registers a metric. Names are constants of this file, so they are valid and unique.
+fn own<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+    let metric = metric.expect("a metric's name and labels are valid constants");
+    registry
+        .register(Box::new(metric.clone()))
+        .expect("a metric's name is used once");
+    metric
+}
+
+/// Reads pools when scraped.
+struct Pools {
+    hub: Weak<Hub>,
+    directory: Weak<Directory>,
+    descs: Vec<Desc>,
+}
+
+const FAMILIES: [(&str, &str, MetricType); 5] = [
+    (
+        "activator_requests_total",
+        "Ended requests that count as use, by outcome",
+        MetricType::COUNTER,
+    ),
+    (
+        "activator_requests_in_flight",
+        "Requests at pods",
+        MetricType::GAUGE,
+    ),
+    ("activator_requests_held", "Requests that wait", MetricType::GAUGE),
+    ("activator_pods_ready", "Pods seen answering", MetricType::GAUGE),
+    ("activator_pools", "Pools", MetricType::GAUGE),
+];
+
+impl Pools {
+    fn new(hub: Weak<Hub>, directory: Weak<Directory>) -> Self {
+        let descs = FAMILIES
+            .iter()
+            .filter_map(|(name, help, _)| {
+                Desc::new((*name).into(), (*help).into(), vec![], Default::default()).ok()
+            })
+            .collect();
+        Self {
+            hub,
+            directory,
+            descs,
+        }
+    }
+}
+
+impl Collector for Pools {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let (Some(hub), Some(directory)) = (self.hub.upgrade(), self.directory.upgrade()) else {
+            return Vec::new();
+        };
+        let now = hub.now();
+        let mut families: [Vec<Metric>; 5] = Default::default();
+        let pools = directory.pools();
+        families[4].push(metric(MetricType::GAUGE, pools.len() as f64, &[]));
+        for pool in pools {
+            let sum = pool.sum(now);
+            let own = [
+                ("namespace", pool.key.namespace.as_str()),
+                ("pool", pool.key.pool.as_str()),
+            ];
+            let ends = &sum.outcomes;
+            // A pool that was never used has one series less to tell about.
+            if sum.arrivals > 0 {
+                for (outcome, count) in [
+                    ("ok", ends.ok),
+                    ("server_error", ends.server_error),
+                    ("refused", ends.refused),
+                    ("failed", ends.failed),
+                    ("cancelled", ends.cancelled),
+                ] {
+                    let labels = [own[0], own[1], ("outcome", outcome)];
+                    families[0].push(metric(MetricType::COUNTER, count as f64, &labels));
+                }
+            }
+            let ready = pool.ready() as f64;
+            for (at, value) in [
+                (1, f64::from(sum.in_flight)),
+                (2, f64::from(sum.held)),
+                (3, ready),
+            ] {
+                families[at].push(metric(MetricType::GAUGE, value, &own));
+            }
+        }
+        FAMILIES
+            .iter()
+            .zip(families)
+            .filter(|(_, metrics)| !metrics.is_empty())
+            .map(|((name, help, kind), metrics)| {
+                let mut family = MetricFamily::default();
+                family.set_name((*name).to_owned());
+                family.set_help((*help).to_owned());
+                family.set_field_type(*kind);
+                family.set_metric(metrics);
+                family
+            })
+            .collect()
+    }
+}
+
+fn metric(kind: MetricType, value: f64, labels: &[(&str, &str)]) -> Metric {
+    let labels = labels
+        .iter()
+        .map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value((*value).to_owned());
+            pair
+        })
+        .collect();
+    let mut metric = Metric::from_label(labels);
+    if kind == MetricType::COUNTER {
+        let mut counter = Counter::default();
+        counter.set_value(value);
+        metric.set_counter(counter);
+    } else {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        metric.set_gauge(gauge);
+    }
+    metric
+}

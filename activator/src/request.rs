@@ -1,0 +1,443 @@
+//! One request: **resolve → admit → pick → forward → account**, in this order, in [`handle`] and [`attempt`].
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::names::{HOP_HEADER, PROBE_HEADER, PROBE_INSTANCE_HEADER, PROBE_ROUTE_HEADER};
+use http::header::USER_AGENT;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use crate::account::{Counts, Use};
+use crate::body::{Activity, Download, ResponseBody, Upload};
+use crate::forward::{self, Answer, Failure, Line};
+use crate::headers;
+use crate::hub::Hub;
+use crate::meter::Outcome;
+use crate::noise::{self, Noise};
+use crate::pool::{Enter, Pool, Slot};
+use crate::reject::{self, Reject};
+use crate::route::Target;
+use crate::server::Listening;
+use crate::throttle::Kind;
+use crate::wake;
+
+/// Most pods or peers that one request is tried on. Each try that cannot connect puts its pod on probation, so more
+/// tries than this mean that probes and connections disagree.
+const MOST_TRIES: u32 = 16;
+
+/// How long a request waits before it is sent again to where it could just not be sent: a peer that restarts, or a port
+/// that Kubernetes has not published yet.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A client's connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) listening: Arc<Listening>,
+    pub(crate) worker: usize,
+    /// The client's address, as `X-Forwarded-For` wants it.
+    pub(crate) from: HeaderValue,
+    /// Whether the client's address is a peer activator's.
+    pub(crate) is_peer: bool,
+}
+
+/// Everything about a request that stays the same over its tries.
+struct Call<'a> {
+    connection: &'a Connection,
+    target: &'a Target,
+    pool: &'a Arc<Pool>,
+    kind: Kind,
+    counts: Counts,
+    h2c: bool,
+    /// When it arrived.
+    started: Duration,
+}
+
+/// What the tries of a request come to.
+struct Done {
+    answer: Answer,
+    /// When it was sent.
+    sent: Duration,
+    /// It waited while no pod was ready.
+    was_cold: bool,
+}
+
+/// Serves one request. Never fails: a refusal is a response too.
+///
+/// # Cancel safety
+/// Dropping the future is how a client that goes away gives everything back.
+pub(crate) async fn handle(
+    connection: Arc<Connection>,
+    mut request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let hub = &connection.hub;
+    let started = hub.now();
+    let is_h2 = request.version() == Version::HTTP_2;
+
+    // 1. Resolve.
+    let Some((target, h2c)) = connection.listening.target() else {
+        return Ok(refuse(hub, &Reject::NoRoute, request.headers(), is_h2));
+    };
+    if let Some(nonce) = request.headers().get(PROBE_HEADER) {
+        tracing::debug!(?nonce, route = target.title, "self-probe landed");
+        return Ok(self_probe(hub, &target));
+    }
+    if let Err(reject) = check(&request) {
+        return Ok(refuse(hub, &reject, request.headers(), is_h2));
+    }
+    let Some(pool) = target.choose(&mut |below| fastrand::u32(..below)) else {
+        return Ok(refuse(hub, &Reject::NoRoute, request.headers(), is_h2));
+    };
+    let noise = noise::kind(request.headers(), request.uri().path(), &target.ignore);
+    if let Some(noise) = noise
+        && pool.ready() == 0
+    {
+        return Ok(answer_noise(hub, pool, noise, request.headers(), is_h2));
+    }
+    // Anybody may claim to be a peer: then it is never sent on, but it is counted all the same.
+    let is_hop = request.headers().contains_key(HOP_HEADER);
+    let counts = match noise {
+        Some(_) => Counts::Noise,
+        None if is_hop && connection.is_peer => Counts::Hop,
+        None => Counts::Use,
+    };
+    let mut usage = Use::begin(hub, pool, connection.worker, counts, started);
+
+    // What the client reads a refusal as, and what its upgrade hangs on, before the request moves on.
+    let client = Client::of(&mut request, is_h2);
+    let activity = target.timeouts.stream_idle.map(|_| Activity::new());
+    let call = Call {
+        connection: &connection,
+        target: &target,
+        pool,
+        kind: if is_hop { Kind::Hop } else { Kind::Client },
+        counts,
+        h2c: h2c && client.upgrade.is_none(),
+        started,
+    };
+    let request = request.map(|body| Upload::new(body, activity.clone()));
+    // 2.–4. Admit, pick, forward: as often as it takes.
+    match attempt(&call, &mut usage, request, client.upgrade.is_some()).await {
+        // 5. Account.
+        Ok(done) => Ok(account(&call, usage, done, client, activity)),
+        Err(reject) => {
+            usage.finish(reject.outcome());
+            Ok(refuse(hub, &reject, &client.headers, is_h2))
+        }
+    }
+}
+
+/// What is kept of a request once it has moved on.
+struct Client {
+    /// The fields that say how a refusal is read.
+    headers: HeaderMap,
+    upgrade: Option<OnUpgrade>,
+}
+
+impl Client {
+    fn of(request: &mut Request<Incoming>, is_h2: bool) -> Self {
+        let mut headers = HeaderMap::new();
+        for name in [http::header::ACCEPT, http::header::CONTENT_TYPE] {
+            if let Some(value) = request.headers().get(&name) {
+                headers.insert(name, value.clone());
+            }
+        }
+        let upgrade =
+            (!is_h2 && headers::is_upgrade(request.headers())).then(|| hyper::upgrade::on(&mut *request));
+        Self { headers, upgrade }
+    }
+}
+
+/// Refuses what no pod should see.
+fn check(request: &Request<Incoming>) -> Result<(), Reject> {
+    if request.method() == Method::CONNECT {
+        return Err(Reject::BadRequest(
+            "CONNECT is refused: this is not a forward proxy",
+        ));
+    }
+    let hosts = request.headers().get_all(http::header::HOST).iter().count();
+    // RFC 9112 §3.2: none or two of them make the request ambiguous.
+    if request.version() == Version::HTTP_11 && hosts != 1 {
+        return Err(Reject::BadRequest(
+            "an HTTP/1.1 request needs exactly one Host field",
+        ));
+    }
+    Ok(())
+}
+
+/// Steps 2 to 4, repeated while the request can be sent again.
+async fn attempt(
+    call: &Call<'_>,
+    usage: &mut Use,
+    request: Request<Upload>,
+    is_upgrade: bool,
+) -> Result<Done, Reject> {
+    let hub = &call.connection.hub;
+    let mut was_cold = false;
+    let mut tries = 0;
+    let (mut parts, body) = request.into_parts();
+    let from = (call.counts != Counts::Hop).then_some(&call.connection.from);
+    headers::to_pod(&mut parts, from, call.h2c, is_upgrade, !body.is_empty());
+    let mut request = Request::from_parts(parts, body);
+    loop {
+        // 2. Admit and 3. pick: with a limit they are one fact, so the pool does both.
+        let slot = admit(call, usage, &request, &mut was_cold).await?;
+        let endpoint = Arc::clone(&slot.endpoint);
+        let sent = hub.now();
+        usage.sent(slot, sent);
+        call.pool.budget.earn();
+
+        // 4. Forward.
+        tries += 1;
+        let failure = match forward_once(call, &endpoint, request).await? {
+            Ok(answer) => {
+                return Ok(Done {
+                    answer,
+                    sent,
+                    was_cold,
+                });
+            }
+            Err(failure) => failure,
+        };
+        usage.back(hub.now());
+        request = retry(call, &endpoint, failure, tries).await?;
+    }
+}
+
+/// Waits for a place: at once, or in line until the Route's limit.
+async fn admit(
+    call: &Call<'_>,
+    usage: &mut Use,
+    request: &Request<Upload>,
+    was_cold: &mut bool,
+) -> Result<Slot, Reject> {
+    let hub = &call.connection.hub;
+    let who = (call.counts == Counts::Use).then_some(|| {
+        let agent = request
+            .headers()
+            .get(USER_AGENT)
+            .and_then(|agent| agent.to_str().ok())
+            .unwrap_or_default();
+        wake::describe(request.method().as_str(), request.uri().path(), agent)
+    });
+    let now = hub.now();
+    let mut held = match call
+        .pool
+        .enter(call.kind, now, &mut |below| fastrand::u32(..below), who)
+    {
+        Enter::Granted(slot) => return Ok(slot),
+        Enter::Full => {
+            let limit = call.pool.settings().queue_limit;
+            return Err(Reject::QueueFull {
+                pool: call.pool.describe(),
+                limit,
+            });
+        }
+        Enter::Queued(held) => held,
+    };
+    *was_cold |= call.pool.ready() == 0;
+    usage.held(now, held.wakes);
+    if held.wakes {
+        tracing::debug!(pool = %call.pool.key, "first held request");
+    }
+    let longest = call.pool.settings().cold_start_timeout;
+    let deadline = hub.instant(call.started + longest);
+    tokio::select! {
+        // A place that came in the last moment is taken.
+        biased;
+        slot = held.place() => {
+            usage.here(hub.now());
+            Ok(slot)
+        }
+        () = tokio::time::sleep_until(deadline) => {
+            let held = hub.now().saturating_sub(call.started);
+            Err(Reject::ColdStartTimeout { pool: call.pool.describe(), held })
+        }
+        () = hub.give_up.cancelled() => Err(Reject::Draining),
+    }
+}
+
+/// One try. The outer error ends the request, the inner one may be tried again.
+async fn forward_once(
+    call: &Call<'_>,
+    endpoint: &Arc<crate::pool::Endpoint>,
+    mut request: Request<Upload>,
+) -> Result<Result<Answer, Failure>, Reject> {
+    let hub = &call.connection.hub;
+    let Some(port) = endpoint.port(call.connection.listening.port) else {
+        let error = std::io::Error::other("its port is not published yet");
+        return Ok(Err(Failure::Connect { request, error }));
+    };
+    let hop = endpoint.is_peer();
+    if hop {
+        if let Ok(instance) = HeaderValue::try_from(&hub.instance) {
+            request.headers_mut().insert(HOP_HEADER, instance);
+        }
+    } else {
+        request.headers_mut().remove(HOP_HEADER);
+    }
+    let line = Line {
+        endpoint,
+        port,
+        worker: call.connection.worker,
+        h2: call.h2c,
+        connect_timeout: hub.config.connect_timeout,
+        // A peer knows us by our address.
+        source: Some(hub.config.bind).filter(|bind| hop && !bind.is_unspecified()),
+    };
+    let timeouts = &call.target.timeouts;
+    let limit = match (timeouts.response_start, timeouts.request) {
+        (Some(start), Some(whole)) => Some(start.min(whole)),
+        (start, whole) => start.or(whole),
+    };
+    match limit {
+        None => Ok(forward::send(line, request).await),
+        Some(limit) => tokio::time::timeout(limit, forward::send(line, request))
+            .await
+            .map_err(|_| Reject::UpstreamTimeout {
+                pool: call.pool.describe(),
+                after: limit,
+            }),
+    }
+}
+
+/// Decides whether a request without an answer is sent again, and returns it.
+async fn retry(
+    call: &Call<'_>,
+    endpoint: &Arc<crate::pool::Endpoint>,
+    failure: Failure,
+    tries: u32,
+) -> Result<Request<Upload>, Reject> {
+    let hub = &call.connection.hub;
+    let (request, error, kind) = match failure {
+        Failure::Connect { request, error } => {
+            // One failure is enough: the pod is used again as soon as it answers a probe.
+            if endpoint.port(call.connection.listening.port).is_some() && !endpoint.is_peer() {
+                call.pool.suspect(endpoint);
+            } else {
+                tokio::time::sleep(PAUSE).await;
+            }
+            (Some(request), error.to_string(), "connect")
+        }
+        Failure::Lost { request, error } => {
+            let request = request.filter(|_| call.pool.budget.spend());
+            (request, error.to_string(), "lost")
+        }
+    };
+    tracing::debug!(pool = %call.pool.key, address = %endpoint.address, error, kind, tries, "try failed");
+    match request {
+        Some(request) if tries < MOST_TRIES => {
+            hub.metrics.retries.with_label_values(&[kind]).inc();
+            Ok(request)
+        }
+        _ => Err(Reject::Connect {
+            pool: call.pool.describe(),
+            error,
+        }),
+    }
+}
+
+/// Step 5: hangs what the request holds on the answer's body.
+fn account(
+    call: &Call<'_>,
+    usage: Use,
+    done: Done,
+    client: Client,
+    activity: Option<Arc<Activity>>,
+) -> Response<ResponseBody> {
+    let hub = &call.connection.hub;
+    let Answer { mut response, lease } = done.answer;
+    if done.was_cold {
+        let now = hub.now();
+        call.pool.answered(now);
+        let waited = done.sent.saturating_sub(call.started).as_micros() as f64 / 1000.0;
+        if let Ok(value) = HeaderValue::try_from(format!("dormouse-cold;dur={waited:.1}")) {
+            response.headers_mut().append("server-timing", value);
+        }
+    }
+    let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    headers::strip(response.headers_mut(), is_switching);
+    response.headers_mut().remove(http::header::TRANSFER_ENCODING);
+    *response.version_mut() = Version::HTTP_11;
+    if is_switching {
+        return switch(usage, client, response);
+    }
+    let outcome = if response.status().is_server_error() {
+        Outcome::ServerError
+    } else {
+        Outcome::Ok
+    };
+    response.map(|body| {
+        let body = Download::new(body, outcome, usage, lease);
+        Either::Right(body.limited(call.target.timeouts, hub.instant(done.sent), activity))
+    })
+}
+
+/// Joins the two connections of an upgrade; the request lasts as long as they do.
+fn switch(usage: Use, client: Client, mut response: Response<Incoming>) -> Response<ResponseBody> {
+    let pod = hyper::upgrade::on(&mut response);
+    let Some(ours) = client.upgrade else {
+        usage.finish(Outcome::Failed);
+        let reject = Reject::Internal("the pod switched protocols unasked");
+        return reject
+            .response(&client.headers)
+            .map(|body| Either::Left(Full::new(body)));
+    };
+    tokio::spawn(async move {
+        let (Ok(ours), Ok(pod)) = (ours.await, pod.await) else {
+            return usage.finish(Outcome::Failed);
+        };
+        let (mut ours, mut pod) = (TokioIo::new(ours), TokioIo::new(pod));
+        // Either side may end it at any time; that is how such connections end.
+        drop(tokio::io::copy_bidirectional(&mut ours, &mut pod).await);
+        usage.finish(Outcome::Ok);
+    });
+    response.map(|_| Either::Left(Full::default()))
+}
+
+/// The answer to a self-probe: who we are, and whose port this is.
+fn self_probe(hub: &Hub, target: &Target) -> Response<ResponseBody> {
+    let mut response = Response::new(Either::Left(Full::default()));
+    for (name, value) in [
+        (PROBE_INSTANCE_HEADER, &hub.instance),
+        (PROBE_ROUTE_HEADER, &target.title),
+    ] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+/// Answers noise for a pool without a ready pod.
+fn answer_noise(
+    hub: &Hub,
+    pool: &Pool,
+    noise: Noise,
+    headers: &HeaderMap,
+    is_h2: bool,
+) -> Response<ResponseBody> {
+    hub.metrics.noise.inc();
+    match noise {
+        Noise::Probe => Response::new(Either::Left(Full::from("asleep, and well\n"))),
+        Noise::Scrape => refuse(hub, &Reject::Asleep(pool.describe()), headers, is_h2),
+    }
+}
+
+/// Makes a refusal's response and counts it.
+fn refuse(hub: &Hub, reject: &Reject, headers: &HeaderMap, is_h2: bool) -> Response<ResponseBody> {
+    hub.metrics.rejections.with_label_values(&[reject.label()]).inc();
+    tracing::debug!(reason = reject.label(), sentence = reject.sentence(), "refused");
+    let mut response = reject.response(headers);
+    if is_h2 {
+        // RFC 9113 §8.2.2: HTTP/2 has other means.
+        response.headers_mut().remove(http::header::CONNECTION);
+    }
+    debug_assert!(reject::is_grpc(headers) || response.status() == reject.status());
+    response.map(|body| Either::Left(Full::new(body)))
+}

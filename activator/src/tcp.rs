@@ -1,0 +1,136 @@
+//! The same five steps for a stream of bytes: resolve, admit, pick, forward, account. A connection counts as one request.
+//! Nothing is read from the client before a pod has accepted, so a pod that could not be reached costs no byte.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::account::{Counts, Use};
+use crate::forward;
+use crate::hub::Hub;
+use crate::meter::Outcome;
+use crate::pool::{Enter, Pool, Slot};
+use crate::reject::Reject;
+use crate::server::Listening;
+use crate::throttle::Kind;
+
+/// The self-probe's first bytes, as `report::probe_request` writes them.
+const SELF_PROBE: &[u8] = b"GET / HTTP/1.1\r\ndormouse-probe: ";
+
+/// Most pods that one connection is tried on.
+const MOST_TRIES: u32 = 16;
+
+/// Carries one client connection to its end.
+pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, listening: &Listening) {
+    let started = hub.now();
+    // 1. Resolve.
+    let Some((target, _)) = listening.target() else {
+        return;
+    };
+    if is_self_probe(&client).await {
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\n{}: {}\r\n{}: {}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+            crds::names::PROBE_INSTANCE_HEADER,
+            hub.instance,
+            crds::names::PROBE_ROUTE_HEADER,
+            target.title
+        );
+        drop(client.write_all(answer.as_bytes()).await);
+        // What was peeked is read, or closing would reset the connection before the answer is read.
+        drop(client.read(&mut [0; 1024]).await);
+        return;
+    }
+    let Some(pool) = target.choose(&mut |below| fastrand::u32(..below)) else {
+        return;
+    };
+    let mut usage = Use::begin(hub, pool, worker, Counts::Use, started);
+    for _ in 0..MOST_TRIES {
+        // 2. Admit and 3. pick.
+        let slot = match admit(hub, pool, &mut usage, started, &client).await {
+            Ok(slot) => slot,
+            Err(reject) => {
+                hub.metrics.rejections.with_label_values(&[reject.label()]).inc();
+                return usage.finish(reject.outcome());
+            }
+        };
+        let endpoint = Arc::clone(&slot.endpoint);
+        usage.sent(slot, hub.now());
+        // 4. Forward.
+        let Some(port) = endpoint.port(listening.port) else {
+            break;
+        };
+        let address = SocketAddr::new(endpoint.address, port);
+        match forward::dial(address, None, hub.config.connect_timeout).await {
+            Ok(mut pod) => {
+                pool.answered(hub.now());
+                let result = tokio::select! {
+                    result = tokio::io::copy_bidirectional(&mut client, &mut pod) => result,
+                    () = hub.give_up.cancelled() => return usage.finish(Outcome::Failed),
+                };
+                // 5. Account. A stream that one side resets has ended as its owner wanted.
+                drop(result);
+                return usage.finish(Outcome::Ok);
+            }
+            Err(error) => {
+                tracing::debug!(%error, %address, "try failed");
+                pool.suspect(&endpoint);
+                hub.metrics.retries.with_label_values(&["connect"]).inc();
+                usage.back(hub.now());
+            }
+        }
+    }
+    usage.finish(Outcome::Failed);
+}
+
+/// Waits for a place, for the client to go, or for the Route's limit.
+async fn admit(
+    hub: &Arc<Hub>,
+    pool: &Arc<Pool>,
+    usage: &mut Use,
+    started: std::time::Duration,
+    client: &TcpStream,
+) -> Result<Slot, Reject> {
+    let who = Some(|| "TCP".to_owned());
+    let mut held = match pool.enter(Kind::Hop, hub.now(), &mut |below| fastrand::u32(..below), who) {
+        Enter::Granted(slot) => return Ok(slot),
+        Enter::Full => {
+            return Err(Reject::QueueFull {
+                pool: pool.describe(),
+                limit: pool.settings().queue_limit,
+            });
+        }
+        Enter::Queued(held) => held,
+    };
+    usage.held(hub.now(), held.wakes);
+    let deadline = hub.instant(started + pool.settings().cold_start_timeout);
+    tokio::select! {
+        biased;
+        slot = held.place() => {
+            usage.here(hub.now());
+            Ok(slot)
+        }
+        () = gone(client) => Err(Reject::BadRequest("the client has gone")),
+        () = tokio::time::sleep_until(deadline) => {
+            Err(Reject::ColdStartTimeout { pool: pool.describe(), held: hub.now().saturating_sub(started) })
+        }
+        () = hub.give_up.cancelled() => Err(Reject::Draining),
+    }
+}
+
+/// Ends when the client has closed without having sent anything. One that has sent keeps waiting.
+async fn gone(client: &TcpStream) {
+    match client.peek(&mut [0]).await {
+        Ok(0) | Err(_) => {}
+        Ok(_) => std::future::pending().await,
+    }
+}
+
+/// Whether an activator's self-probe is at the other end. Protocols in which the server speaks first are not kept
+/// waiting: what has not arrived within a few milliseconds is no self-probe.
+async fn is_self_probe(client: &TcpStream) -> bool {
+    let mut start = [0; SELF_PROBE.len()];
+    let peeked = tokio::time::timeout(std::time::Duration::from_millis(5), client.peek(&mut start)).await;
+    matches!(peeked, Ok(Ok(length)) if start[..length] == *SELF_PROBE)
+}

@@ -1,0 +1,1 @@
+//! Whole activators in this process, on ephemeral ports, before fake pods.

@@ -1,0 +1,477 @@
+//! The cluster, as events applied to a plain index: Routes become listeners and targets, EndpointSlices become pods.
+//!
+//! Objects are cut to what is needed as they arrive. While the API server is away the last picture stands.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crds::names::{POOL_LABEL, PROBE_PORT_NAME};
+use crds::report::{PoolKey, RouteAck};
+use crds::route::Route;
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, ResourceExt};
+use parking_lot::{Mutex, RwLock};
+
+use crate::hub::Hub;
+use crate::pool::{Pool, Published, Settings};
+use crate::route::{RouteKey, Target, Timeouts};
+use crate::server::Server;
+
+/// How often ports that could not be opened are tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between tries to reach the API server: short, because a pod's address is worth nothing late.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Pools without a Route whose counters are kept, so that a Service opted in again goes on where it was: counters of one
+/// instance never go back.
+const KEPT_POOLS: usize = 1000;
+
+/// Pools and acknowledgements, for whoever wants to read them.
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    pools: RwLock<HashMap<PoolKey, Arc<Pool>>>,
+    acks: RwLock<BTreeMap<RouteKey, RouteAck>>,
+    /// Acknowledgements that no line has carried yet.
+    new_acks: Mutex<Vec<RouteAck>>,
+    /// Both kinds of object have been listed once.
+    is_synced: [AtomicBool; 2],
+}
+
+impl Directory {
+    /// The pool of that name.
+    pub(crate) fn pool(&self, key: &PoolKey) -> Option<Arc<Pool>> {
+        self.pools.read().get(key).cloned()
+    }
+
+    /// All pools that a Route uses.
+    pub(crate) fn pools(&self) -> Vec<Arc<Pool>> {
+        self.pools.read().values().cloned().collect()
+    }
+
+    /// All acknowledgements.
+    pub(crate) fn acks(&self) -> Vec<RouteAck> {
+        self.acks.read().values().cloned().collect()
+    }
+
+    /// Acknowledgements since the last call.
+    pub(crate) fn take_new_acks(&self) -> Vec<RouteAck> {
+        std::mem::take(&mut *self.new_acks.lock())
+    }
+
+    /// Whether the cluster has been seen.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.is_synced.iter().all(|is| is.load(Ordering::Acquire))
+    }
+
+    fn acknowledge(&self, ack: RouteAck) {
+        let key = RouteKey {
+            namespace: ack.namespace.clone(),
+            name: ack.name.clone(),
+        };
+        let mut acks = self.acks.write();
+        if acks.get(&key) == Some(&ack) {
+            return;
+        }
+        if ack.gone {
+            acks.remove(&key);
+        } else {
+            acks.insert(key, ack.clone());
+        }
+        self.new_acks.lock().push(ack);
+    }
+}
+
+/// The index.
+pub(crate) struct Index {
+    hub: Arc<Hub>,
+    server: Arc<Server>,
+    directory: Arc<Directory>,
+    routes: HashMap<RouteKey, Arc<Target>>,
+    /// Which Routes use a pool.
+    users: HashMap<PoolKey, HashSet<RouteKey>>,
+    /// Pools that no Route uses any more.
+    retired: HashMap<PoolKey, Arc<Pool>>,
+    /// Pods of each slice, and whose they are.
+    slices: HashMap<(String, String), (PoolKey, BTreeMap<IpAddr, Published>)>,
+    by_pool: HashMap<PoolKey, BTreeSet<String>>,
+}
+
+impl Index {
+    pub(crate) fn new(hub: Arc<Hub>, server: Arc<Server>, directory: Arc<Directory>) -> Self {
+        Self {
+            hub,
+            server,
+            directory,
+            routes: HashMap::new(),
+            users: HashMap::new(),
+            retired: HashMap::new(),
+            slices: HashMap::new(),
+            by_pool: HashMap::new(),
+        }
+    }
+
+    /// A Route is there, or has changed.
+    pub(crate) fn apply_route(&mut self, route: &Route) {
+        let Some(key) = route_key(route) else { return };
+        let spec = &route.spec;
+        let title = key.to_string();
+        let pools = spec
+            .pools
+            .iter()
+            .map(|pool| {
+                let pool_key = PoolKey {
+                    namespace: key.namespace.clone(),
+                    pool: pool.name.clone(),
+                };
+                let settings = Settings {
+                    service: title.clone(),
+                    workload: pool.workload.clone(),
+                    limit: pool.container_concurrency,
+                    queue_limit: spec.queue_limit,
+                    cold_start_timeout: Duration::from_millis(spec.cold_start_timeout_ms),
+                    probe: pool.probe.clone(),
+                };
+                (pool.weight, self.use_pool(pool_key, &key, settings))
+            })
+            .collect();
+        let target = Arc::new(Target {
+            title,
+            uid: route.metadata.uid.clone().unwrap_or_default(),
+            generation: route.metadata.generation.unwrap_or_default(),
+            ports: spec.ports.clone(),
+            pools,
+            ignore: spec.ignore.clone(),
+            timeouts: Timeouts::of(spec),
+            key: key.clone(),
+        });
+        let old = self.routes.insert(key.clone(), Arc::clone(&target));
+        let ack = self.server.serve(old.as_ref(), Arc::clone(&target));
+        self.directory.acknowledge(ack);
+        for (_, pool) in old.iter().flat_map(|old| &old.pools) {
+            if target.pools.iter().all(|(_, kept)| kept.key != pool.key) {
+                self.leave_pool(&pool.key, &key);
+            }
+        }
+        self.hub.changed(None, true);
+    }
+
+    /// A Route has gone.
+    pub(crate) fn delete_route(&mut self, key: &RouteKey) {
+        let Some(old) = self.routes.remove(key) else {
+            return;
+        };
+        self.server.forget(&old);
+        for (_, pool) in &old.pools {
+            self.leave_pool(&pool.key, key);
+        }
+        let gone = RouteAck {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            uid: old.uid.clone(),
+            generation: old.generation,
+            error: String::new(),
+            gone: true,
+        };
+        self.directory.acknowledge(gone);
+        self.hub.changed(None, true);
+    }
+
+    /// Tries again to open ports that could not be opened.
+    pub(crate) fn retry(&mut self) {
+        for target in self.server.failed() {
+            let ack = self.server.serve(None, target);
+            if ack.error.is_empty() {
+                tracing::info!(namespace = ack.namespace, route = ack.name, "listens now");
+                self.hub.changed(None, true);
+            }
+            self.directory.acknowledge(ack);
+        }
+    }
+
+    fn use_pool(&mut self, key: PoolKey, route: &RouteKey, settings: Settings) -> Arc<Pool> {
+        self.users.entry(key.clone()).or_default().insert(route.clone());
+        let known = self.directory.pool(&key);
+        let is_known = known.is_some();
+        let pool = known
+            .or_else(|| self.retired.remove(&key))
+            .unwrap_or_else(|| Pool::new(key.clone(), Arc::clone(&self.hub)));
+        pool.configure(settings);
+        if !is_known {
+            self.directory
+                .pools
+                .write()
+                .insert(key.clone(), Arc::clone(&pool));
+            self.publish(&key);
+        }
+        pool
+    }
+
+    fn leave_pool(&mut self, key: &PoolKey, route: &RouteKey) {
+        let Some(users) = self.users.get_mut(key) else {
+            return;
+        };
+        users.remove(route);
+        if !users.is_empty() {
+            return;
+        }
+        self.users.remove(key);
+        if let Some(pool) = self.directory.pools.write().remove(key) {
+            pool.publish(BTreeMap::new());
+            if self.retired.len() < KEPT_POOLS {
+                self.retired.insert(key.clone(), pool);
+            }
+        }
+    }
+
+    /// A slice is there, or has changed.
+    pub(crate) fn apply_slice(&mut self, slice: &EndpointSlice) {
+        let (Some(name), Some(namespace)) = (slice.metadata.name.clone(), slice.metadata.namespace.clone())
+        else {
+            return;
+        };
+        let Some(pool) = slice.labels().get(POOL_LABEL) else {
+            return;
+        };
+        let key = PoolKey {
+            namespace: namespace.clone(),
+            pool: pool.clone(),
+        };
+        let new = (key.clone(), pods_of(slice));
+        let id = (namespace, name.clone());
+        if self.slices.get(&id) == Some(&new) {
+            return;
+        }
+        if let Some((old, _)) = self.slices.insert(id, new)
+            && old != key
+        {
+            self.unlist(&old, &name);
+        }
+        self.by_pool.entry(key.clone()).or_default().insert(name);
+        self.publish(&key);
+    }
+
+    /// A slice has gone.
+    pub(crate) fn delete_slice(&mut self, namespace: &str, name: &str) {
+        if let Some((key, _)) = self.slices.remove(&(namespace.to_owned(), name.to_owned())) {
+            self.unlist(&key, name);
+        }
+    }
+
+    fn unlist(&mut self, key: &PoolKey, slice: &str) {
+        if let Some(slices) = self.by_pool.get_mut(key) {
+            slices.remove(slice);
+            if slices.is_empty() {
+                self.by_pool.remove(key);
+            }
+        }
+        self.publish(key);
+    }
+
+    /// Tells a pool of its pods, put together from all its slices.
+    fn publish(&self, key: &PoolKey) {
+        let Some(pool) = self.directory.pool(key) else {
+            return;
+        };
+        let mut pods: BTreeMap<IpAddr, Published> = BTreeMap::new();
+        for slice in self.by_pool.get(key).into_iter().flatten() {
+            let Some((_, listed)) = self.slices.get(&(key.namespace.clone(), slice.clone())) else {
+                continue;
+            };
+            for (address, pod) in listed {
+                match pods.entry(*address) {
+                    std::collections::btree_map::Entry::Vacant(entry) => {
+                        entry.insert(pod.clone());
+                    }
+                    // A pod moves from one slice to another: for a moment it is in both.
+                    std::collections::btree_map::Entry::Occupied(mut entry) => {
+                        let known = entry.get_mut();
+                        known.serving |= pod.serving;
+                        known.terminating |= pod.terminating;
+                        let mut ports = [&known.ports[..], &pod.ports[..]].concat();
+                        ports.sort_unstable();
+                        ports.dedup();
+                        known.ports = ports.into();
+                        known.probe_port = known.probe_port.or(pod.probe_port);
+                    }
+                }
+            }
+        }
+        pool.publish(pods);
+    }
+}
+
+fn route_key(route: &Route) -> Option<RouteKey> {
+    Some(RouteKey {
+        namespace: route.metadata.namespace.clone()?,
+        name: route.metadata.name.clone()?,
+    })
+}
+
+/// What is kept of a slice.
+fn pods_of(slice: &EndpointSlice) -> BTreeMap<IpAddr, Published> {
+    let mut ports = Vec::new();
+    let mut probe_port = None;
+    for port in slice.ports.iter().flatten() {
+        let (Some(name), Some(number)) = (&port.name, port.port.and_then(|port| u16::try_from(port).ok()))
+        else {
+            continue;
+        };
+        if name == PROBE_PORT_NAME {
+            probe_port = Some(number);
+        } else if let Some(listen) = name.strip_prefix('p').and_then(|listen| listen.parse().ok()) {
+            ports.push((listen, number));
+        }
+    }
+    ports.sort_unstable();
+    let mut pods = BTreeMap::new();
+    for endpoint in &slice.endpoints {
+        let Some(address) = endpoint
+            .addresses
+            .first()
+            .and_then(|address| address.parse().ok())
+        else {
+            continue;
+        };
+        let conditions = endpoint.conditions.as_ref();
+        let says = |field: fn(&k8s_openapi::api::discovery::v1::EndpointConditions) -> Option<bool>| {
+            conditions.and_then(field).unwrap_or(false)
+        };
+        let pod = Published {
+            ports: ports.clone().into(),
+            probe_port,
+            // `ready` is always true here, because the private Service publishes addresses that are not.
+            serving: says(|conditions| conditions.serving),
+            terminating: says(|conditions| conditions.terminating),
+        };
+        pods.insert(address, pod);
+    }
+    pods
+}
+
+/// Watches Routes and slices for ever.
+pub(crate) async fn run(client: kube::Client, mut index: Index) {
+    let namespace = index.hub.config.namespace.clone();
+    let routes: Api<Route> = match &namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    let slices: Api<EndpointSlice> = match &namespace {
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
+    };
+    let mut routes = std::pin::pin!(patient(routes, watcher::Config::default()));
+    let mut slices = std::pin::pin!(patient(slices, watcher::Config::default().labels(POOL_LABEL)));
+    let mut listed_routes: HashSet<RouteKey> = HashSet::new();
+    let mut listed_slices: HashSet<(String, String)> = HashSet::new();
+    let mut retry = tokio::time::interval(RETRY);
+    retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            Some(event) = slices.next() => index.slice_event(event, &mut listed_slices),
+            Some(event) = routes.next() => index.route_event(event, &mut listed_routes),
+            _ = retry.tick(), if !index.server.failed().is_empty() => index.retry(),
+        }
+    }
+}
+
+/// A watch that never ends and waits between failures.
+fn patient<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<Event<K>>>
+where
+    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    use kube::runtime::WatchStreamExt;
+    use kube::runtime::utils::Backoff;
+
+    #[derive(Default)]
+    struct Pause(Duration);
+    impl Iterator for Pause {
+        type Item = Duration;
+        fn next(&mut self) -> Option<Duration> {
+            self.0 = (self.0 * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            // Activators that lost one API server together should not come back together.
+            Some(self.0.mul_f64(0.5 + fastrand::f64() / 2.0))
+        }
+    }
+    impl Backoff for Pause {
+        fn reset(&mut self) {
+            self.0 = Duration::ZERO;
+        }
+    }
+    watcher::watcher(api, config).backoff(Pause::default())
+}
+
+impl Index {
+    fn route_event(&mut self, event: watcher::Result<Event<Route>>, listed: &mut HashSet<RouteKey>) {
+        match event {
+            Ok(Event::Apply(route)) => self.apply_route(&route),
+            Ok(Event::Delete(route)) => {
+                if let Some(key) = route_key(&route) {
+                    self.delete_route(&key);
+                }
+            }
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(route)) => {
+                listed.extend(route_key(&route));
+                self.apply_route(&route);
+            }
+            Ok(Event::InitDone) => {
+                let gone: Vec<_> = self
+                    .routes
+                    .keys()
+                    .filter(|key| !listed.contains(*key))
+                    .cloned()
+                    .collect();
+                for key in &gone {
+                    self.delete_route(key);
+                }
+                *listed = HashSet::new();
+                self.directory.is_synced[0].store(true, Ordering::Release);
+            }
+            Err(error) => self.watch_failed("Route", &error),
+        }
+    }
+
+    fn slice_event(
+        &mut self,
+        event: watcher::Result<Event<EndpointSlice>>,
+        listed: &mut HashSet<(String, String)>,
+    ) {
+        let id = |slice: &EndpointSlice| (slice.namespace().unwrap_or_default(), slice.name_any());
+        match event {
+            Ok(Event::Apply(slice)) => self.apply_slice(&slice),
+            Ok(Event::Delete(slice)) => {
+                let (namespace, name) = id(&slice);
+                self.delete_slice(&namespace, &name);
+            }
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(slice)) => {
+                listed.insert(id(&slice));
+                self.apply_slice(&slice);
+            }
+            Ok(Event::InitDone) => {
+                let gone: Vec<_> = self
+                    .slices
+                    .keys()
+                    .filter(|key| !listed.contains(*key))
+                    .cloned()
+                    .collect();
+                for (namespace, name) in &gone {
+                    self.delete_slice(namespace, name);
+                }
+                *listed = HashSet::new();
+                self.directory.is_synced[1].store(true, Ordering::Release);
+            }
+            Err(error) => self.watch_failed("EndpointSlice", &error),
+        }
+    }
+
+    fn watch_failed(&self, kind: &str, error: &watcher::Error) {
+        self.hub.metrics.watch_errors.with_label_values(&[kind]).inc();
+        tracing::warn!(kind, %error, "watch broke; the last picture stands");
+    }
+}
