@@ -9,6 +9,7 @@
 //! - authorisation: every known user may do everything;
 //! - EndpointSlices may hold loopback addresses, because here pods have no others.
 
+mod addresses;
 mod apply;
 mod codec;
 mod convert;
@@ -16,7 +17,6 @@ mod defaults;
 mod delete;
 mod discovery;
 mod fieldset;
-
 mod names;
 mod openapi;
 mod patch;
@@ -34,9 +34,10 @@ mod store;
 mod structural;
 mod subresources;
 mod table;
-
+mod typed;
 mod validate;
 mod watch;
+mod workloads;
 mod write;
 
 use std::collections::HashMap;
@@ -57,7 +58,7 @@ pub use self::server::serve;
 pub use self::store::StoreStats;
 use self::resources::Registry;
 use self::store::Store;
-use self::validate::Addresses;
+use self::addresses::Addresses;
 
 /// Most bytes of a request's body, as in Kubernetes.
 pub const MOST_BODY_BYTES: usize = 3 * 1024 * 1024;

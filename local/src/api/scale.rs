@@ -2,8 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::apply::Operation;
-use super::fieldset;
+use super::apply::{self, Operation};
 use super::request::Request;
 use super::resources::ScalePaths;
 use super::router::Answer;
@@ -92,6 +91,18 @@ pub(crate) fn handle(request: &Request<'_>) -> Result<Answer, ApiError> {
     }
 }
 
+/// Sets what a path as `.spec.replicas` names, making the objects on the way.
+fn set_path(value: &mut Value, path: &str, to: Value) {
+    let mut at = value;
+    for step in path.split('.').filter(|step| !step.is_empty()) {
+        if !at.is_object() {
+            *at = json!({});
+        }
+        at = &mut at[step];
+    }
+    *at = to;
+}
+
 fn live(request: &Request<'_>) -> Result<std::sync::Arc<Stored>, ApiError> {
     let stored = request.api.0.store.get(&request.resource.storage, &request.key());
     stored.ok_or_else(|| request.not_found())
@@ -122,9 +133,12 @@ fn change(
         }
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if intent.manager.operation == Operation::Apply {
-            fieldset::check_replicas_conflict(request, paths, &value, replicas, &intent)?;
+            let path: Vec<&str> = paths.spec.split('.').filter(|step| !step.is_empty()).collect();
+            let changes = value.pointer(&pointer(&paths.spec)).and_then(Value::as_i64) != Some(replicas);
+            let force = request.query.flag("force") || !changes;
+            apply::check_replicas(&value, &path, &intent.manager, force)?;
         }
-        fieldset::set_path(&mut value, &paths.spec, json!(replicas));
+        set_path(&mut value, &paths.spec, json!(replicas));
         let next = super::convert::to_storage(resource, value);
         match write::commit(request, &live, next, &intent) {
             Ok(Written::Same(stored) | Written::Changed(stored) | Written::Gone(stored)) => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::apply::{self, Manager, Operation};
+use super::fieldset::FieldSet;
 use super::request::{Request, Validation};
 use super::resources::{Resource, from_crd};
 use super::router::{Answer, Reply};
@@ -24,6 +25,8 @@ pub(crate) struct Intent {
     pub(crate) manager: Manager,
     pub(crate) dry_run: bool,
     pub(crate) validation: Validation,
+    /// What an apply that creates its object owns.
+    pub(crate) applied: Option<FieldSet>,
 }
 
 impl Intent {
@@ -37,6 +40,7 @@ impl Intent {
             },
             dry_run: request.dry_run()?,
             validation: request.validation()?,
+            applied: None,
         })
     }
 }
@@ -106,12 +110,13 @@ fn insert(
     defaults::prepare_create(resource, &mut object);
     let mut object = convert::to_storage(resource, object);
     let stored_as = convert::storage_resource(api, resource);
-    // Addresses are given first, because validation looks at them.
+    defaults::fill(&stored_as, &mut object);
+    let manager = stored_manager(&stored_as, &intent.manager);
+    apply::track(&stored_as, None, &mut object, &manager, intent.applied.as_ref());
+    // Addresses are nobody's fields, so they are given after tracking.
     let lease = api.0.addresses.lock().take(&stored_as, &mut object, None)?;
     let result = (|| {
-        defaults::fill(&stored_as, &mut object);
         validate::create(&stored_as, &object)?;
-        apply::track(&stored_as, None, &mut object, &stored_manager(&stored_as, &intent.manager));
         if intent.dry_run {
             if api.0.store.get(&resource.storage, &key).is_some() {
                 return Err(ApiError::already_exists(&resource.group, &resource.plural, &key.1));
@@ -135,6 +140,7 @@ fn insert(
     if result.is_err() || intent.dry_run {
         api.0.addresses.lock().give_back(lease);
     } else if let Ok(stored) = &result {
+        api.0.addresses.lock().keep(lease);
         api.written(&stored_as, &stored.value);
         return Ok(api.0.store.get(&resource.storage, &key).unwrap_or_else(|| Arc::clone(stored)));
     }
@@ -356,8 +362,12 @@ fn create_by_apply(
     if object["metadata"]["name"].as_str().is_none() {
         object["metadata"]["name"] = json!(request.name);
     }
+    let mut checked = object.clone();
+    structural::check_applied(&request.resource, &mut checked, intent.validation)?;
+    let owned = apply::owned_by_config(&request.resource, &checked, "");
+    let intent = Intent { applied: Some(owned), ..intent.clone() };
     let mut warnings = Vec::new();
-    let stored = insert(request, object, intent, &mut warnings)?;
+    let stored = insert(request, object, &intent, &mut warnings)?;
     answer(request, 201, &stored, warnings)
 }
 
@@ -371,7 +381,7 @@ pub(crate) fn commit(
     let stored_as = convert::storage_resource(request.api, &request.resource);
     let manager = stored_manager(&stored_as, &intent.manager);
     replace(request.api, &stored_as, &request.subresource, live, next, intent.dry_run, |next| {
-        apply::track(&stored_as, Some(&live.value), next, &manager);
+        apply::track(&stored_as, Some(&live.value), next, &manager, None);
     })
 }
 
