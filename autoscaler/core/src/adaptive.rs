@@ -1,0 +1,1 @@
+//! Reactive sizing without windows.
