@@ -21,7 +21,7 @@ use crate::summary::Summary;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "dormouse-loadtest", version)]
 pub struct Args {
-    /// Where to send: http://HOST[:PORT][/PATH]. Several are asked in turn. Names under .localhost are this machine.
+    /// Where to send: as http://HOST:PORT/PATH. Several are asked in turn. Names under .localhost are this machine.
     pub urls: Vec<Target>,
     /// More URLs, one a line; empty lines and lines from # are skipped.
     #[arg(long, value_name = "FILE")]

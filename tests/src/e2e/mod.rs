@@ -3,7 +3,7 @@
 //! [`scenario`] does all of it: it waits for the machine (scenarios share two cores, so a lock in a file makes them take
 //! turns, also between test executables), starts `dormouse local`, hands the [`Cluster`] to the scenario, prints its line
 //! of figures or, if it failed, what the cluster looked like, and takes all down. Waiting is watching, with a deadline;
-//! nothing sleeps for luck. What the embedded cluster prints and where it puts things is known in [`cluster`] only.
+//! nothing sleeps for luck. What the embedded cluster prints and where it puts things is known in `cluster.rs` only.
 
 mod app;
 mod apply;
