@@ -127,13 +127,18 @@ struct App {
     reporter: Arc<Reporter>,
     phases: Phases,
     tasks: parking_lot::Mutex<tokio::task::JoinSet<()>>,
+    #[cfg(test)]
+    report_address: SocketAddr,
+    #[cfg(test)]
+    admin_address: SocketAddr,
 }
 
 impl App {
     /// Starts workers, reports and admin endpoints. Routes and pods come from [`App::index`].
     fn start(config: Config, client: Option<kube::Client>, set_log: SetLog) -> Result<Self, Error> {
-        let report = listen(&config, config.report_port, "report stream")?;
-        let admin = listen(&config, config.admin_port, "admin endpoints")?;
+        let (report, report_address) = listen(&config, config.report_port, "report stream")?;
+        let (admin, admin_address) = listen(&config, config.admin_port, "admin endpoints")?;
+        tracing::info!(%report_address, %admin_address, "listens");
         let hub = Hub::new(config, Cluster { client });
         let directory = Arc::new(Directory::default());
         hub.metrics.observe(&hub, &directory);
@@ -154,6 +159,10 @@ impl App {
             reporter,
             phases,
             tasks: parking_lot::Mutex::default(),
+            #[cfg(test)]
+            report_address,
+            #[cfg(test)]
+            admin_address,
         };
         app.spawn(Arc::clone(&app.reporter).collect());
         app.spawn(Arc::clone(&app.reporter).serve(report));
@@ -187,11 +196,10 @@ impl Drop for App {
     }
 }
 
-fn listen(config: &Config, port: u16, what: &'static str) -> Result<TcpListener, Error> {
+/// Listens for a port of our own; 0 takes any.
+fn listen(config: &Config, port: u16, what: &'static str) -> Result<(TcpListener, SocketAddr), Error> {
     let address = SocketAddr::new(config.bind, port);
-    server::listen(address).map_err(|source| Error::Listen {
-        what,
-        address,
-        source,
-    })
+    let listener = server::listen(address).map_err(|source| Error::Listen { what, address, source })?;
+    let address = listener.local_addr().unwrap_or(address);
+    Ok((listener, address))
 }

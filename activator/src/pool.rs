@@ -27,12 +27,15 @@ use crate::wake::WakeClock;
 /// Finished wakes kept until a report line carries them. Enough for a stream's absence; older ones go first.
 const KEPT_WAKES: usize = 8;
 
+/// `(listening port here, port there)`, ascending.
+type Ports = Box<[(u16, u16)]>;
+
 /// Where a request can be sent: a pod or a peer activator.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) address: IpAddr,
     /// A pod's port for each listening port; a peer listens on the listening ports themselves.
-    ports: Option<RwLock<Box<[(u16, u16)]>>>,
+    ports: Option<RwLock<Ports>>,
     /// Requests sent there and not ended.
     pub(crate) in_flight: AtomicU32,
     /// Idle connections, for each worker. They close when the endpoint is dropped.
@@ -40,7 +43,7 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    fn pod(address: IpAddr, ports: Box<[(u16, u16)]>, workers: usize) -> Self {
+    fn pod(address: IpAddr, ports: Ports, workers: usize) -> Self {
         Self {
             ports: Some(RwLock::new(ports)),
             ..Self::peer(address, workers)
@@ -78,8 +81,8 @@ impl Endpoint {
 /// What Kubernetes publishes of one pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Published {
-    /// `(listening port, pod's port)`, ascending.
-    pub(crate) ports: Box<[(u16, u16)]>,
+    /// The pod's ports.
+    pub(crate) ports: Ports,
     /// The readiness probe's port, when it has one of its own.
     pub(crate) probe_port: Option<u16>,
     /// Kubernetes says that it is ready.

@@ -57,11 +57,6 @@ impl WakeClock {
         self.signal.get_or_insert(now);
     }
 
-    /// Whether it has been signalled.
-    pub(crate) fn is_signalled(&self) -> bool {
-        self.signal.is_some()
-    }
-
     /// A pod's address is visible.
     pub(crate) fn address(&mut self, now: Duration) {
         self.address.get_or_insert(now);
