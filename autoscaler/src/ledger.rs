@@ -92,9 +92,10 @@ impl Ledger {
     /// Takes in a line that was read at `at`. Returns the pools it touched.
     pub(crate) fn line(&mut self, report: &Report, at: Instant) -> Vec<PoolKey> {
         let instance = &report.instance;
-        self.live.insert(instance.clone());
+        // Of an instance that we know, all pools are known: one that is new to us was new to it.
+        let known = !self.live.insert(instance.clone()) || self.gone.contains(instance);
         self.gone.retain(|gone| gone != instance);
-        let young = Duration::from_millis(report.uptime_ms) < BIRTH;
+        let from_birth = known || Duration::from_millis(report.uptime_ms) < BIRTH;
         let mut touched = Vec::with_capacity(report.pools.len());
         for line in &report.pools {
             let key = PoolKey {
@@ -104,7 +105,7 @@ impl Ledger {
             self.pools
                 .entry(key.clone())
                 .or_default()
-                .take_in(instance, line, young || !report.full, at);
+                .take_in(instance, line, from_birth, at);
             touched.push(key);
         }
         if report.full {

@@ -267,7 +267,7 @@ impl Scaler {
         }
         state.commands.insert(route.clone(), asked.clone());
         let pools = state.pools_of.get(route).cloned().unwrap_or_default();
-        match Command::parse(asked) {
+        match core::command(asked) {
             Some(command) => pools
                 .iter()
                 .for_each(|pool| self.decide(&mut state, pool, Some(command))),
@@ -328,15 +328,16 @@ impl Scaler {
         let situation = Situation {
             now,
             traffic: &traffic,
-            workload: &workload,
             ready,
             foreign: self.foreign(&workload, seen),
-            started: &started,
+            started,
             complete: warm,
             command,
         };
         let before = (unit.want, unit.waking, unit.ready());
-        let outcome = unit.step(&self.clock, &situation);
+        let Some(outcome) = unit.step(&self.clock, situation) else {
+            return;
+        };
         unit.want = outcome.replicas;
         let waiting = outcome.replicas > 0 && ready == 0;
         let withdrawn = unit.health.observe(waiting, now);

@@ -2,7 +2,7 @@
 //!
 //! What a status says is computed elsewhere, on demand; here it is decided when it is worth a write: at once when the
 //! phase changes, else at least a second apart for each Route, every half minute when nothing but the time of the last
-//! request has moved, and never when nothing has. A write is a merge patch of the fields that
+//! request, or of what comes next, has moved, and never when nothing has. A write is a merge patch of the fields that
 //! differ, so it cannot conflict and an unchanged field costs nothing.
 
 use std::collections::{BTreeSet, HashMap};
@@ -216,11 +216,13 @@ fn worth_writing(old: &RouteStatus, new: &RouteStatus, since: Option<Duration>) 
     }
     let apart = if old.phase != new.phase || old.command != new.command {
         Duration::ZERO
-    } else if *old
-        == (RouteStatus {
-            last_request: old.last_request.clone(),
-            ..new.clone()
-        })
+    } else if old.next.is_empty() == new.next.is_empty()
+        && *old
+            == (RouteStatus {
+                last_request: old.last_request.clone(),
+                next: old.next.clone(),
+                ..new.clone()
+            })
     {
         LAST_REQUEST_APART
     } else {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crds::names::{ACTIVATOR_MANAGER, AUTOSCALER_MANAGER, SCALE_MANAGER};
 use crds::report::PoolKey;
 use crds::route::Workload;
+use dormouse_core::pool::Foreign;
 use tokio::time::Instant;
 
 use super::core::Outcome;
@@ -24,7 +25,7 @@ struct Change {
 
 impl Scaler {
     /// Who, other than us, has changed the replicas.
-    pub(super) fn foreign(&self, workload: &WorkloadFacts, seen: Seen) -> Option<(u32, String)> {
+    pub(super) fn foreign(&self, workload: &WorkloadFacts, seen: Seen) -> Option<Foreign> {
         let Seen::Foreign { from } = seen else {
             return None;
         };
@@ -32,7 +33,10 @@ impl Scaler {
             |name: &&String| [SCALE_MANAGER, ACTIVATOR_MANAGER, AUTOSCALER_MANAGER].contains(&name.as_str());
         let last = workload.replicas_managers.first()?;
         // An activator that raised 0→1 itself did our work for us.
-        (!ours(&last)).then(|| (from, last.clone()))
+        (!ours(&last)).then(|| Foreign {
+            from,
+            manager: last.clone(),
+        })
     }
 
     pub(super) fn write(self: &Arc<Self>, unit: &mut Unit, outcome: &Outcome, oldest_held: Option<Instant>) {

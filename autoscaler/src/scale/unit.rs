@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use crds::Settings;
 use crds::report::PoolKey;
-use crds::route::{RouteStatus, Wake, Workload};
+use crds::route::{Phase, RouteStatus, Wake, Workload};
 use tokio::time::Instant;
 
+use super::core::Decider;
 use super::health::Diagnosis;
 use crate::state::{Entry, RouteKey};
 use crate::watch::slim::WorkloadFacts;
@@ -51,6 +52,13 @@ pub(super) struct Unit {
     pub(super) want: u32,
     /// The sentence of the last change.
     pub(super) why: String,
+    /// The sentence that says why nothing changes, when that says more.
+    pub(super) stays: Option<String>,
+    /// Who else writes the replicas, as a sentence.
+    pub(super) conflict: Option<String>,
+    pub(super) decider: Option<Decider>,
+    /// Its Service has never been captured before, as far as its Route says.
+    pub(super) fresh: bool,
     /// What comes next.
     pub(super) next: String,
     /// First byte to `/scale` request sent, of the last wake, in milliseconds.
@@ -106,6 +114,12 @@ impl Unit {
             waking: false,
             want: 0,
             why: status.map(|status| status.why.clone()).unwrap_or_default(),
+            stays: None,
+            conflict: None,
+            decider: None,
+            fresh: status
+                .and_then(|status| status.phase)
+                .is_none_or(|phase| phase == Phase::Direct),
             next: String::new(),
             signal_ms: None,
             wakes: wakes.into(),

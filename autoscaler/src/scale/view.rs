@@ -36,7 +36,9 @@ impl Scaler {
         let why = match (&entry.why, trouble) {
             (Some(why), _) => why.clone(),
             (None, Some(trouble)) => trouble.message.clone(),
-            (None, None) => first.map(|unit| unit.why.clone()).unwrap_or_default(),
+            (None, None) => first
+                .map(|unit| unit.stays.as_ref().unwrap_or(&unit.why).clone())
+                .unwrap_or_default(),
         };
         let mut status = RouteStatus {
             phase: Some(phase),
@@ -70,7 +72,7 @@ impl Scaler {
                 Some(found) => own(WORKLOAD_HEALTHY, false, found.reason, found.message.clone()),
                 None => own(WORKLOAD_HEALTHY, true, reason::OK, String::new()),
             });
-            let conflict = units.iter().find_map(|unit| unit.conflict());
+            let conflict = units.iter().find_map(|unit| unit.conflict.clone());
             if let Some(message) = conflict {
                 conditions.push(own(REPLICAS_CONFLICT, true, reason::FOREIGN_MANAGER, message));
             }
@@ -174,6 +176,8 @@ impl Unit {
             "writing": self.writing,
             "waking": self.waking,
             "why": self.why,
+            "stays": self.stays,
+            "conflict": self.conflict,
             "next": self.next,
             "startingMs": self.starting(now).map(|age| age.as_millis()).collect::<Vec<_>>(),
             "nextLookMs": self.timer.map(|at| millis(at, now)),
