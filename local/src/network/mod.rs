@@ -1,0 +1,9 @@
+//! The network of the embedded cluster: kube-proxy's part, and a front door for people.
+
+mod front;
+mod service;
+mod splice;
+
+pub(crate) use front::{Front, url};
+pub(crate) use service::{Proxy, Publish};
+pub(crate) use splice::Limit;
