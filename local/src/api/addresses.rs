@@ -41,8 +41,14 @@ fn address_of(service: &Value) -> Option<Ipv4Addr> {
 }
 
 fn ports_of(service: &Value) -> Vec<u16> {
-    let all = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten();
-    all.filter_map(|port| u16::try_from(port["nodePort"].as_u64()?).ok()).filter(|&port| port > 0).collect()
+    let all = service
+        .pointer("/spec/ports")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    all.filter_map(|port| u16::try_from(port["nodePort"].as_u64()?).ok())
+        .filter(|&port| port > 0)
+        .collect()
 }
 
 impl Addresses {
@@ -99,8 +105,14 @@ impl Addresses {
         self.node_ports(holder, service, live, &kind, lease)?;
         if let Some(live) = live {
             let (now, ports) = (address_of(service), ports_of(service));
-            lease.freed_addresses = address_of(live).into_iter().filter(|it| Some(*it) != now).collect();
-            lease.freed_ports = ports_of(live).into_iter().filter(|it| !ports.contains(it)).collect();
+            lease.freed_addresses = address_of(live)
+                .into_iter()
+                .filter(|it| Some(*it) != now)
+                .collect();
+            lease.freed_ports = ports_of(live)
+                .into_iter()
+                .filter(|it| !ports.contains(it))
+                .collect();
         }
         Ok(())
     }
@@ -123,7 +135,11 @@ impl Addresses {
             Some("None") => None,
             Some(text) => {
                 let address: Ipv4Addr = text.parse().map_err(|_| {
-                    Cause::invalid("spec.clusterIPs[0]", &json!([text]), "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
+                    Cause::invalid(
+                        "spec.clusterIPs[0]",
+                        &json!([text]),
+                        "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+                    )
                 })?;
                 let mine = live.and_then(address_of) == Some(address);
                 if !mine {
@@ -149,7 +165,11 @@ impl Addresses {
             }
             None => {
                 let address = self.free_address().ok_or_else(|| {
-                    Cause::invalid("spec.clusterIPs", &json!([]), "failed to allocate a serviceIP: range is full")
+                    Cause::invalid(
+                        "spec.clusterIPs",
+                        &json!([]),
+                        "failed to allocate a serviceIP: range is full",
+                    )
                 })?;
                 self.addresses.insert(address, holder.to_owned());
                 lease.taken_addresses.push(address);
@@ -167,14 +187,22 @@ impl Addresses {
         if spec.get("ipFamilyPolicy").is_none() {
             // A headless Service without selector gets both families where there are two; here there is one.
             let headless = address.is_none() && spec.get("selector").is_none();
-            spec["ipFamilyPolicy"] = json!(if headless { "RequireDualStack" } else { "SingleStack" });
+            spec["ipFamilyPolicy"] = json!(if headless {
+                "RequireDualStack"
+            } else {
+                "SingleStack"
+            });
         }
         Ok(())
     }
 
     fn free_address(&mut self) -> Option<Ipv4Addr> {
         for _ in FIRST..=LAST {
-            let number = if (FIRST..=LAST).contains(&self.next) { self.next } else { FIRST };
+            let number = if (FIRST..=LAST).contains(&self.next) {
+                self.next
+            } else {
+                FIRST
+            };
             self.next = number + 1;
             let address = Ipv4Addr::from(number);
             // .0 and .255 look like networks and broadcasts to some tools.
@@ -197,7 +225,9 @@ impl Addresses {
         let wanted = kind == "NodePort"
             || kind == "LoadBalancer" && service["spec"]["allocateLoadBalancerNodePorts"] != false;
         let old = live.map(|live| live["spec"]["ports"].clone()).unwrap_or_default();
-        let Some(ports) = service["spec"].get_mut("ports").and_then(Value::as_array_mut) else { return Ok(()) };
+        let Some(ports) = service["spec"].get_mut("ports").and_then(Value::as_array_mut) else {
+            return Ok(());
+        };
         for (at, port) in ports.iter_mut().enumerate() {
             let field = format!("spec.ports[{at}].nodePort");
             if !wanted {
@@ -216,9 +246,11 @@ impl Addresses {
                 continue;
             }
             if port.get("nodePort").is_none() {
-                let kept = old.as_array().into_iter().flatten().find(|it| {
-                    it["port"] == port["port"] && it["protocol"] == port["protocol"]
-                });
+                let kept = old
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .find(|it| it["port"] == port["port"] && it["protocol"] == port["protocol"]);
                 if let Some(kept) = kept.and_then(|it| it.get("nodePort")) {
                     port["nodePort"] = kept.clone();
                 }
@@ -238,7 +270,11 @@ impl Addresses {
             }
             match self.ports.get(&number) {
                 Some(other) if other != holder => {
-                    return Err(Cause::invalid(field, &json!(number), "provided port is already allocated"));
+                    return Err(Cause::invalid(
+                        field,
+                        &json!(number),
+                        "provided port is already allocated",
+                    ));
                 }
                 Some(_) => {}
                 None => {

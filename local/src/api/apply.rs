@@ -125,7 +125,9 @@ fn encode(entries: &[Entry]) -> Vec<Value> {
 
 /// Sets an object's managed fields.
 pub(crate) fn set_entries(object: &mut Value, fields: Vec<Value>) {
-    let Some(metadata) = object["metadata"].as_object_mut() else { return };
+    let Some(metadata) = object["metadata"].as_object_mut() else {
+        return;
+    };
     if fields.is_empty() {
         metadata.remove("managedFields");
     } else {
@@ -176,7 +178,11 @@ fn strip(resource: &Resource, subresource: &str, mut set: FieldSet) -> FieldSet 
 
 /// The fields that an applied configuration owns.
 pub(crate) fn owned_by_config(resource: &Resource, config: &Value, subresource: &str) -> FieldSet {
-    strip(resource, subresource, typed::fields_of(&resource.schema, &without_entries(config)))
+    strip(
+        resource,
+        subresource,
+        typed::fields_of(&resource.schema, &without_entries(config)),
+    )
 }
 
 /// Tracks a write that has been worked out otherwise: create, update, patch. `applied` is what an apply that creates
@@ -189,7 +195,11 @@ pub(crate) fn track(
     applied: Option<&FieldSet>,
 ) {
     // Whoever writes the object may edit its managed fields, to give up or hand over fields.
-    let given = if manager.subresource.is_empty() { entries(next) } else { None };
+    let given = if manager.subresource.is_empty() {
+        entries(next)
+    } else {
+        None
+    };
     let mut all = given.or_else(|| entries(live?)).unwrap_or_default();
     let before = live.map(without_entries).unwrap_or_else(|| json!({}));
     let after = without_entries(next);
@@ -199,10 +209,17 @@ pub(crate) fn track(
     for entry in all.iter_mut().filter(|entry| !entry.is_of(manager)) {
         entry.set = entry.set.difference(&changed).difference(&removed);
     }
-    let had = all.iter().find(|entry| entry.is_of(manager)).map(|entry| entry.set.clone());
+    let had = all
+        .iter()
+        .find(|entry| entry.is_of(manager))
+        .map(|entry| entry.set.clone());
     let mut set = match applied {
         Some(applied) => applied.clone(),
-        None => had.clone().unwrap_or_default().difference(&removed).union(&changed),
+        None => had
+            .clone()
+            .unwrap_or_default()
+            .difference(&removed)
+            .union(&changed),
     };
     if manager.operation == Operation::Apply && manager.subresource == "scale" {
         set.insert(&[Step::Field("spec".to_owned()), Step::Field("replicas".to_owned())]);
@@ -223,7 +240,11 @@ fn own(all: &mut Vec<Entry>, manager: &Manager, set: FieldSet, had: Option<&Fiel
     }
     all.retain(|entry| !entry.is_of(manager));
     if !set.is_empty() {
-        all.push(Entry { manager: manager.clone(), time: names::now(), set });
+        all.push(Entry {
+            manager: manager.clone(),
+            time: names::now(),
+            set,
+        });
     }
 }
 
@@ -243,7 +264,10 @@ fn finish(all: &mut Vec<Entry>) {
         };
         key(a).cmp(&key(b))
     });
-    let mut updates = all.iter().filter(|entry| entry.manager.operation == Operation::Update).count();
+    let mut updates = all
+        .iter()
+        .filter(|entry| entry.manager.operation == Operation::Update)
+        .count();
     while updates > MOST_UPDATES {
         let oldest: Vec<usize> = all
             .iter()
@@ -270,7 +294,11 @@ pub(crate) fn apply(
     manager: &Manager,
     force: bool,
 ) -> Result<(Value, Vec<Value>), ApiError> {
-    if config.pointer("/metadata/managedFields").and_then(Value::as_array).is_some_and(|all| !all.is_empty()) {
+    if config
+        .pointer("/metadata/managedFields")
+        .and_then(Value::as_array)
+        .is_some_and(|all| !all.is_empty())
+    {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
     let schema = &resource.schema;
@@ -291,7 +319,10 @@ pub(crate) fn apply(
     });
     let config = without_entries(config);
     let set = owned_by_config(resource, &config, &manager.subresource);
-    let had = all.iter().find(|entry| entry.is_of(manager)).map(|entry| entry.set.clone());
+    let had = all
+        .iter()
+        .find(|entry| entry.is_of(manager))
+        .map(|entry| entry.set.clone());
     let mut next = typed::merge(schema, Some(&before), &config);
     if let Some(had) = &had {
         let kept = all
@@ -366,7 +397,11 @@ pub(crate) fn check_replicas(
         .map(|entry| (entry.show(), entry.set.intersection(&wanted)))
         .filter(|(_, set)| !set.is_empty())
         .collect();
-    if conflicts.is_empty() { Ok(()) } else { Err(conflict(&conflicts)) }
+    if conflicts.is_empty() {
+        Ok(())
+    } else {
+        Err(conflict(&conflicts))
+    }
 }
 
 /// What is wrong with managed fields that a client sends.

@@ -11,7 +11,9 @@ pub(crate) fn read(request: &Request<'_>) -> Result<Value, ApiError> {
     match request.content_type() {
         "" | "application/json" => json(&request.body),
         "application/yaml" | "application/apply-patch+yaml" => yaml(&request.body),
-        _ => Err(ApiError::unsupported_media_type("application/json, application/yaml")),
+        _ => Err(ApiError::unsupported_media_type(
+            "application/json, application/yaml",
+        )),
     }
 }
 
@@ -26,7 +28,8 @@ pub(crate) fn yaml(body: &[u8]) -> Result<Value, ApiError> {
         return Ok(value);
     }
     let text = std::str::from_utf8(body).map_err(|_| ApiError::bad_request("the body is not UTF-8"))?;
-    serde_saphyr::from_str(text).map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))
+    serde_saphyr::from_str(text)
+        .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))
 }
 
 /// Checks that `object` is of the resource's kind, filling in what is missing.
@@ -35,7 +38,10 @@ pub(crate) fn check_kind(resource: &Resource, object: &mut Value) -> Result<(), 
     let Some(map) = object.as_object_mut() else {
         return Err(ApiError::bad_request("the object provided is not a JSON object"));
     };
-    for (key, expected) in [("apiVersion", expected.as_str()), ("kind", resource.kind.as_str())] {
+    for (key, expected) in [
+        ("apiVersion", expected.as_str()),
+        ("kind", resource.kind.as_str()),
+    ] {
         match map.get(key).and_then(Value::as_str) {
             None | Some("") => {
                 map.insert(key.to_owned(), expected.into());

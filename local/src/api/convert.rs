@@ -18,9 +18,14 @@ pub(crate) fn storage_resource(api: &Api, resource: &Arc<Resource>) -> Arc<Resou
     if !needed(resource) {
         return Arc::clone(resource);
     }
-    let (group, version) = resource.storage_version.rsplit_once('/').unwrap_or(("", &resource.storage_version));
+    let (group, version) = resource
+        .storage_version
+        .rsplit_once('/')
+        .unwrap_or(("", &resource.storage_version));
     let registry = api.registry();
-    registry.get(group, version, &resource.plural).map_or_else(|| Arc::clone(resource), Arc::clone)
+    registry
+        .get(group, version, &resource.plural)
+        .map_or_else(|| Arc::clone(resource), Arc::clone)
 }
 
 /// The object as a client of this version would see it, for field selectors.
@@ -101,13 +106,17 @@ fn cpu_target(metric: &Value) -> Option<&Value> {
 fn set_annotation(value: &mut Value, key: &str, text: &Value) {
     let text = text.to_string();
     if let Some(metadata) = value["metadata"].as_object_mut() {
-        let annotations = metadata.entry("annotations").or_insert_with(|| Value::Object(Map::new()));
+        let annotations = metadata
+            .entry("annotations")
+            .or_insert_with(|| Value::Object(Map::new()));
         annotations[key] = json!(text);
     }
 }
 
 fn hpa_to_v1(value: &mut Value) {
-    let metrics = value["spec"].as_object_mut().and_then(|spec| spec.remove("metrics"));
+    let metrics = value["spec"]
+        .as_object_mut()
+        .and_then(|spec| spec.remove("metrics"));
     if let Some(Value::Array(metrics)) = metrics {
         let mut rest = Vec::new();
         for metric in metrics {
@@ -120,10 +129,15 @@ fn hpa_to_v1(value: &mut Value) {
             set_annotation(value, METRICS, &Value::Array(rest));
         }
     }
-    if let Some(behavior) = value["spec"].as_object_mut().and_then(|spec| spec.remove("behavior")) {
+    if let Some(behavior) = value["spec"]
+        .as_object_mut()
+        .and_then(|spec| spec.remove("behavior"))
+    {
         set_annotation(value, BEHAVIOR, &behavior);
     }
-    let Some(status) = value.get_mut("status").and_then(Value::as_object_mut) else { return };
+    let Some(status) = value.get_mut("status").and_then(Value::as_object_mut) else {
+        return;
+    };
     let conditions = status.remove("conditions");
     if let Some(Value::Array(metrics)) = status.remove("currentMetrics")
         && let Some(used) = metrics
@@ -145,8 +159,9 @@ fn hpa_to_v2(value: &mut Value) {
     };
     let (metrics, behavior, conditions) = (take(METRICS), take(BEHAVIOR), take(CONDITIONS));
     let mut all = Vec::new();
-    if let Some(target) =
-        value["spec"].as_object_mut().and_then(|spec| spec.remove("targetCPUUtilizationPercentage"))
+    if let Some(target) = value["spec"]
+        .as_object_mut()
+        .and_then(|spec| spec.remove("targetCPUUtilizationPercentage"))
     {
         all.push(json!({
             "type": "Resource",

@@ -21,7 +21,9 @@ pub(crate) fn prepare_create(resource: &Resource, object: &mut Value) {
             object["status"] = json!({ "phase": "Active" });
         }
         ("", "Service") if !resource.custom => object["status"] = json!({ "loadBalancer": {} }),
-        ("apps" | "policy" | "autoscaling" | "networking.k8s.io", _) if resource.status && !resource.custom => {
+        ("apps" | "policy" | "autoscaling" | "networking.k8s.io", _)
+            if resource.status && !resource.custom =>
+        {
             object["status"] = initial_status(resource);
         }
         _ => {}
@@ -32,7 +34,9 @@ fn initial_status(resource: &Resource) -> Value {
     match resource.kind.as_str() {
         "ReplicaSet" => json!({ "replicas": 0 }),
         "StatefulSet" => json!({ "replicas": 0, "availableReplicas": 0 }),
-        "HorizontalPodAutoscaler" if resource.version == "v1" => json!({ "currentReplicas": 0, "desiredReplicas": 0 }),
+        "HorizontalPodAutoscaler" if resource.version == "v1" => {
+            json!({ "currentReplicas": 0, "desiredReplicas": 0 })
+        }
         "HorizontalPodAutoscaler" => json!({ "desiredReplicas": 0, "currentMetrics": null }),
         "PodDisruptionBudget" => {
             json!({ "currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0 })
@@ -105,7 +109,9 @@ pub(crate) fn fill(resource: &Resource, object: &mut Value) {
         }),
         ("", "Namespace") => {
             let name = object["metadata"]["name"].clone();
-            within(&mut object["metadata"], "labels", |labels| set(labels, "kubernetes.io/metadata.name", name));
+            within(&mut object["metadata"], "labels", |labels| {
+                set(labels, "kubernetes.io/metadata.name", name)
+            });
             within(object, "spec", |_| {});
             within(object, "status", |status| set(status, "phase", "Active"));
         }
@@ -210,7 +216,11 @@ fn pod_spec(spec: &mut Value) {
     set(spec, "dnsPolicy", "ClusterFirst");
     set(spec, "schedulerName", "default-scheduler");
     set(spec, "securityContext", json!({}));
-    if let Some(account) = spec.get("serviceAccountName").or_else(|| spec.get("serviceAccount")).cloned() {
+    if let Some(account) = spec
+        .get("serviceAccountName")
+        .or_else(|| spec.get("serviceAccount"))
+        .cloned()
+    {
         set(spec, "serviceAccountName", account.clone());
         spec["serviceAccount"] = account;
     }
@@ -226,9 +236,18 @@ fn container(container: &mut Value, host: bool) {
     set(container, "terminationMessagePolicy", "File");
     set(container, "resources", json!({}));
     let image = container["image"].as_str().unwrap_or_default();
-    let tag = image.rsplit('/').next().unwrap_or_default().split_once(':').map(|it| it.1);
+    let tag = image
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
+        .split_once(':')
+        .map(|it| it.1);
     let latest = !image.contains('@') && matches!(tag, None | Some("latest"));
-    set(container, "imagePullPolicy", if latest { "Always" } else { "IfNotPresent" });
+    set(
+        container,
+        "imagePullPolicy",
+        if latest { "Always" } else { "IfNotPresent" },
+    );
     each(container, "ports", |port| {
         set(port, "protocol", "TCP");
         if host {
@@ -245,7 +264,9 @@ fn container(container: &mut Value, host: bool) {
         && let Some(limits) = resources.get("limits").and_then(Value::as_object).cloned()
     {
         // What is limited is requested, unless the manifest says otherwise.
-        let requests = resources.entry("requests").or_insert_with(|| Value::Object(Map::new()));
+        let requests = resources
+            .entry("requests")
+            .or_insert_with(|| Value::Object(Map::new()));
         for (name, limit) in limits {
             set(requests, &name, limit);
         }
@@ -308,10 +329,16 @@ fn network_policy(object: &mut Value) {
     within(object, "spec", |spec| {
         if spec.get("policyTypes").is_none() {
             let egress = spec.get("egress").is_some();
-            spec["policyTypes"] = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
+            spec["policyTypes"] = if egress {
+                json!(["Ingress", "Egress"])
+            } else {
+                json!(["Ingress"])
+            };
         }
         for direction in ["ingress", "egress"] {
-            each(spec, direction, |rule| each(rule, "ports", |port| set(port, "protocol", "TCP")));
+            each(spec, direction, |rule| {
+                each(rule, "ports", |port| set(port, "protocol", "TCP"))
+            });
         }
     });
 }
@@ -323,16 +350,25 @@ fn definition(object: &mut Value) {
             set(names, "singular", kind.to_lowercase());
             set(names, "listKind", format!("{kind}List"));
         });
-        within(spec, "conversion", |conversion| set(conversion, "strategy", "None"));
+        within(spec, "conversion", |conversion| {
+            set(conversion, "strategy", "None")
+        });
     });
 }
 
 /// The status of a CustomResourceDefinition that is served.
 pub(crate) fn crd_status(crd: &Value) -> Value {
-    let mut status = crd.get("status").cloned().filter(Value::is_object).unwrap_or_else(|| json!({}));
+    let mut status = crd
+        .get("status")
+        .cloned()
+        .filter(Value::is_object)
+        .unwrap_or_else(|| json!({}));
     status["acceptedNames"] = crd["spec"]["names"].clone();
     let versions = crd["spec"]["versions"].as_array().into_iter().flatten();
-    let stored: Vec<&Value> = versions.filter(|it| it["storage"] == true).map(|it| &it["name"]).collect();
+    let stored: Vec<&Value> = versions
+        .filter(|it| it["storage"] == true)
+        .map(|it| &it["name"])
+        .collect();
     let mut kept: Vec<Value> = status["storedVersions"].as_array().cloned().unwrap_or_default();
     for version in stored {
         if !kept.contains(version) {
@@ -350,7 +386,11 @@ pub(crate) fn crd_status(crd: &Value) -> Value {
         };
         status["conditions"] = json!([
             condition("NamesAccepted", "NoConflicts", "no conflicts found"),
-            condition("Established", "InitialNamesAccepted", "the initial names have been accepted"),
+            condition(
+                "Established",
+                "InitialNamesAccepted",
+                "the initial names have been accepted"
+            ),
         ]);
     }
     status
@@ -360,7 +400,12 @@ pub(crate) fn crd_status(crd: &Value) -> Value {
 pub(crate) fn spec_differs(resource: &Resource, before: &Value, after: &Value) -> bool {
     if resource.is("discovery.k8s.io", "EndpointSlice") {
         let part = |value: &Value| {
-            (value["endpoints"].clone(), value["ports"].clone(), value["addressType"].clone(), value["metadata"]["labels"].clone())
+            (
+                value["endpoints"].clone(),
+                value["ports"].clone(),
+                value["addressType"].clone(),
+                value["metadata"]["labels"].clone(),
+            )
         };
         return part(before) != part(after);
     }

@@ -29,8 +29,11 @@ struct Options {
 
 impl Options {
     fn read(request: &Request<'_>) -> Result<Self, ApiError> {
-        let body: Value =
-            if request.body.is_empty() { Value::Null } else { super::codec::read(request)? };
+        let body: Value = if request.body.is_empty() {
+            Value::Null
+        } else {
+            super::codec::read(request)?
+        };
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let invalid = |cause| Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", &[cause]));
         let mut options = Self {
@@ -83,7 +86,10 @@ pub(crate) fn one(request: &Request<'_>) -> Result<Answer, ApiError> {
                 // These answer with the object, as in Kubernetes.
                 return read::show(request, 200, &stored).map(Answer::from);
             }
-            Ok(write::reply_json(200, success(&resource.group, &resource.plural, name, uid)))
+            Ok(write::reply_json(
+                200,
+                success(&resource.group, &resource.plural, name, uid),
+            ))
         }
         Deletion::Marked(stored) => read::show(request, 200, &stored).map(Answer::from),
     }
@@ -147,7 +153,9 @@ fn remove(request: &Request<'_>, live: Arc<Stored>, options: &Options) -> Result
                     return Ok(Deletion::Done(gone));
                 }
                 Err(_) => {
-                    live = store.get(&resource.storage, &key).ok_or_else(|| request.not_found())?;
+                    live = store
+                        .get(&resource.storage, &key)
+                        .ok_or_else(|| request.not_found())?;
                     continue;
                 }
             }
@@ -160,7 +168,11 @@ fn remove(request: &Request<'_>, live: Arc<Stored>, options: &Options) -> Result
         }
         match store.update(&resource.storage, &key, &live, next) {
             Ok(stored) => return Ok(Deletion::Marked(stored)),
-            Err(_) => live = store.get(&resource.storage, &key).ok_or_else(|| request.not_found())?,
+            Err(_) => {
+                live = store
+                    .get(&resource.storage, &key)
+                    .ok_or_else(|| request.not_found())?
+            }
         }
     }
     Err(ApiError::stale(&resource.group, &resource.plural, &key.1))
@@ -180,7 +192,11 @@ fn preconditions(request: &Request<'_>, live: &Stored, options: &Options) -> Res
     if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != text(metadata, "uid")) {
         return refuse("UID", uid, text(metadata, "uid"));
     }
-    if let Some(version) = options.version.as_deref().filter(|it| *it != text(metadata, "resourceVersion")) {
+    if let Some(version) = options
+        .version
+        .as_deref()
+        .filter(|it| *it != text(metadata, "resourceVersion"))
+    {
         return refuse("ResourceVersion", version, text(metadata, "resourceVersion"));
     }
     Ok(())
@@ -190,7 +206,10 @@ fn preconditions(request: &Request<'_>, live: &Stored, options: &Options) -> Res
 fn marked(request: &Request<'_>, live: &Stored, options: &Options) -> Option<Value> {
     let resource = &request.resource;
     let mut next = live.value.clone();
-    let mut finalizers: Vec<Value> = live.value["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+    let mut finalizers: Vec<Value> = live.value["metadata"]["finalizers"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let had = finalizers.clone();
     match options.propagation.as_deref() {
         Some("Foreground") => {
@@ -226,7 +245,10 @@ fn marked(request: &Request<'_>, live: &Stored, options: &Options) -> Option<Val
     let had_grace = metadata.get("deletionGracePeriodSeconds").and_then(Value::as_i64);
     if !going || had_grace.is_some_and(|had| grace < had) {
         let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
-        metadata.insert("deletionTimestamp".to_owned(), json!(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()));
+        metadata.insert(
+            "deletionTimestamp".to_owned(),
+            json!(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+        );
         metadata.insert("deletionGracePeriodSeconds".to_owned(), json!(grace));
         if resource.has_generation()
             && let Some(generation) = metadata.get("generation").and_then(Value::as_i64)
@@ -248,7 +270,9 @@ fn grace(request: &Request<'_>, live: &Value, options: &Options, going: bool) ->
     }
     let ended = matches!(live["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
     let unscheduled = text(&live["spec"], "nodeName").is_empty();
-    let own = live["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
+    let own = live["spec"]["terminationGracePeriodSeconds"]
+        .as_i64()
+        .unwrap_or(30);
     let wanted = options.grace.unwrap_or(own).max(0);
     if unscheduled || ended {
         return 0;
@@ -261,4 +285,3 @@ fn grace(request: &Request<'_>, live: &Value, options: &Options, going: bool) ->
         None => wanted,
     }
 }
-

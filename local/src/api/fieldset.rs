@@ -33,7 +33,11 @@ impl Step {
 
     fn decode(text: &str) -> Option<Self> {
         let (kind, rest) = text.split_once(':')?;
-        let json = || serde_json::from_str::<Value>(rest).ok().map(|value| canonical(&value));
+        let json = || {
+            serde_json::from_str::<Value>(rest)
+                .ok()
+                .map(|value| canonical(&value))
+        };
         match kind {
             "f" => Some(Self::Field(rest.to_owned())),
             "k" => json().map(Self::Key),
@@ -108,7 +112,10 @@ impl FieldSet {
 
     /// What is in this set and not in the other.
     pub(crate) fn difference(&self, other: &Self) -> Self {
-        let mut result = Self { member: self.member && !other.member, children: BTreeMap::new() };
+        let mut result = Self {
+            member: self.member && !other.member,
+            children: BTreeMap::new(),
+        };
         for (step, child) in &self.children {
             let left = match other.children.get(step) {
                 Some(theirs) => child.difference(theirs),
@@ -122,7 +129,10 @@ impl FieldSet {
     }
 
     pub(crate) fn intersection(&self, other: &Self) -> Self {
-        let mut result = Self { member: self.member && other.member, children: BTreeMap::new() };
+        let mut result = Self {
+            member: self.member && other.member,
+            children: BTreeMap::new(),
+        };
         for (step, child) in &self.children {
             if let Some(theirs) = other.children.get(step) {
                 let both = child.intersection(theirs);
@@ -136,7 +146,9 @@ impl FieldSet {
 
     /// Forgets a path and all below it.
     pub(crate) fn forget(&mut self, path: &[&str]) {
-        let Some((first, rest)) = path.split_first() else { return };
+        let Some((first, rest)) = path.split_first() else {
+            return;
+        };
         let step = Step::Field((*first).to_owned());
         if rest.is_empty() {
             self.children.remove(&step);
@@ -150,7 +162,10 @@ impl FieldSet {
 
     /// Adds the fields that a schema names and that lead to a member. Owning `a.b.c` then means owning the field `a`.
     pub(crate) fn with_named_fields(&self, schema: &Schema) -> Self {
-        let mut result = Self { member: self.member, children: BTreeMap::new() };
+        let mut result = Self {
+            member: self.member,
+            children: BTreeMap::new(),
+        };
         for (step, child) in &self.children {
             let (below, named) = match step {
                 Step::Field(name) => (schema.child(name).cloned(), schema.properties.contains_key(name)),
@@ -170,7 +185,11 @@ impl FieldSet {
     pub(crate) fn with_prefixes(&self) -> Self {
         Self {
             member: !self.is_empty(),
-            children: self.children.iter().map(|(step, child)| (step.clone(), child.with_prefixes())).collect(),
+            children: self
+                .children
+                .iter()
+                .map(|(step, child)| (step.clone(), child.with_prefixes()))
+                .collect(),
         }
     }
 

@@ -12,11 +12,13 @@
 mod addresses;
 mod apply;
 mod codec;
+mod columns;
 mod convert;
 mod defaults;
 mod delete;
 mod discovery;
 mod fieldset;
+mod jsonpath;
 mod names;
 mod openapi;
 mod patch;
@@ -54,11 +56,11 @@ use http_body_util::{BodyExt, Limited};
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 
-pub use self::server::serve;
-pub use self::store::StoreStats;
-use self::resources::Registry;
-use self::store::Store;
 use self::addresses::Addresses;
+use self::resources::Registry;
+pub use self::server::serve;
+use self::store::Store;
+pub use self::store::StoreStats;
 
 /// Most bytes of a request's body, as in Kubernetes.
 pub const MOST_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -210,7 +212,13 @@ impl Api {
     /// A client that acts as `user`. Must be called within a tokio runtime.
     #[must_use]
     pub fn client_as(&self, user: impl Into<User>) -> kube::Client {
-        kube::Client::new(InProcess { api: self.clone(), user: user.into() }, "default")
+        kube::Client::new(
+            InProcess {
+                api: self.clone(),
+                user: user.into(),
+            },
+            "default",
+        )
     }
 
     /// Lets whoever shows `token` act as `user`.

@@ -47,14 +47,18 @@ pub(crate) fn segment_error(name: &str) -> Option<String> {
     if matches!(name, "." | "..") {
         return Some(format!("may not be '{name}'"));
     }
-    name.chars().find(|&it| matches!(it, '/' | '%')).map(|it| format!("may not contain '{it}'"))
+    name.chars()
+        .find(|&it| matches!(it, '/' | '%'))
+        .map(|it| format!("may not contain '{it}'"))
 }
 
 fn is_qualified(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.first().is_some_and(u8::is_ascii_alphanumeric)
         && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
-        && bytes.iter().all(|&byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+        && bytes
+            .iter()
+            .all(|&byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// Why `value` is not a label's value.
@@ -103,21 +107,29 @@ pub(crate) fn port_name_error(name: &str) -> Option<String> {
     if name.contains("--") {
         return Some("must not contain consecutive hyphens".to_owned());
     }
-    (name.starts_with('-') || name.ends_with('-'))
-        .then(|| "must not begin or end with a hyphen".to_owned())
+    (name.starts_with('-') || name.ends_with('-')).then(|| "must not begin or end with a hyphen".to_owned())
 }
 
 /// Five characters that make a generated name unique, out of those that spell no words.
 pub(crate) fn random_suffix() -> String {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    (0..5).map(|_| char::from(LETTERS[fastrand::usize(..LETTERS.len())])).collect()
+    (0..5)
+        .map(|_| char::from(LETTERS[fastrand::usize(..LETTERS.len())]))
+        .collect()
 }
 
 /// A random version-4 UUID.
 pub(crate) fn uid() -> String {
     let bits = (fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
     let hex = format!("{bits:032x}");
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }
 
 /// Now, as Kubernetes writes times: UTC, whole seconds.

@@ -27,7 +27,11 @@ pub(crate) enum View {
 impl View {
     /// The first form in `Accept` that there is.
     pub(crate) fn of(request: &Request<'_>) -> Result<Self, ApiError> {
-        let Some(accept) = request.headers.get(http::header::ACCEPT).and_then(|it| it.to_str().ok()) else {
+        let Some(accept) = request
+            .headers
+            .get(http::header::ACCEPT)
+            .and_then(|it| it.to_str().ok())
+        else {
             return Ok(Self::Plain);
         };
         for range in accept.split(',') {
@@ -44,7 +48,9 @@ impl View {
                 Some(_) => {}
             }
         }
-        Err(ApiError::not_acceptable("application/json, application/json;as=Table;g=meta.k8s.io;v=v1"))
+        Err(ApiError::not_acceptable(
+            "application/json, application/json;as=Table;g=meta.k8s.io;v=v1",
+        ))
     }
 }
 
@@ -81,7 +87,10 @@ pub(crate) fn show(request: &Request<'_>, code: u16, stored: &Stored) -> Result<
             let value = value_in(resource, stored);
             let version = stored.version.to_string();
             let rows = table::include(request);
-            Reply::Json(code, table::table(resource, &[&value], &version, "", None, true, rows))
+            Reply::Json(
+                code,
+                table::table(resource, &[&value], &version, "", None, true, rows),
+            )
         }
     })
 }
@@ -107,7 +116,10 @@ pub(crate) fn list(request: &Request<'_>) -> Result<Answer, ApiError> {
             "meta.k8s.io",
             "ListOptions",
             "",
-            &[super::status::Cause::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list")],
+            &[super::status::Cause::forbidden(
+                "sendInitialEvents",
+                "sendInitialEvents is forbidden for list",
+            )],
         ));
     }
     let view = View::of(request)?;
@@ -134,7 +146,10 @@ pub(crate) fn list(request: &Request<'_>) -> Result<Answer, ApiError> {
         last = Some(key);
         chosen.push(stored);
     }
-    let more = (remaining > 0).then(|| last.map(|key| token(version, &key))).flatten().unwrap_or_default();
+    let more = (remaining > 0)
+        .then(|| last.map(|key| token(version, &key)))
+        .flatten()
+        .unwrap_or_default();
     // With selectors Kubernetes does not know how many remain, and says nothing.
     let remaining = (remaining > 0 && labels.is_empty() && fields.is_empty()).then_some(remaining);
     Ok(render(request, view, &chosen, version, &more, remaining).into())
@@ -146,15 +161,25 @@ pub(crate) fn key_of(value: &Value) -> Key {
 }
 
 /// The objects to choose from, the version at which they are true, and behind which key to start.
-fn snapshot(request: &Request<'_>) -> Result<(Vec<Arc<Stored>>, u64, Option<Key>), ApiError> {
+type Snapshot = (Vec<Arc<Stored>>, u64, Option<Key>);
+
+fn snapshot(request: &Request<'_>) -> Result<Snapshot, ApiError> {
     let store = &request.api.0.store;
     let storage = &request.resource.storage;
     let namespace = (!request.namespace.is_empty()).then_some(request.namespace.as_str());
     let exact = |version: u64| -> Result<Vec<Arc<Stored>>, ApiError> {
-        Ok(store.list_at(storage, namespace, version)?.into_iter().map(|it| it.1).collect())
+        Ok(store
+            .list_at(storage, namespace, version)?
+            .into_iter()
+            .map(|it| it.1)
+            .collect())
     };
     if let Some(text) = request.query.get("continue") {
-        if request.query.get("resourceVersion").is_some_and(|version| version != "0") {
+        if request
+            .query
+            .get("resourceVersion")
+            .is_some_and(|version| version != "0")
+        {
             return Err(ApiError::bad_request(
                 "specifying resource version is not allowed when using continue",
             ));
@@ -189,7 +214,10 @@ fn token(version: u64, last: &Key) -> String {
 fn read_token(text: &str) -> Option<(u64, Key)> {
     let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
     let value: Value = serde_json::from_slice(&bytes).ok()?;
-    let key = (value["ns"].as_str()?.to_owned(), value["name"].as_str()?.to_owned());
+    let key = (
+        value["ns"].as_str()?.to_owned(),
+        value["name"].as_str()?.to_owned(),
+    );
     Some((value["rv"].as_u64()?, key))
 }
 
@@ -207,7 +235,10 @@ fn render(
         let values: Vec<Value> = chosen.iter().map(|stored| value_in(resource, stored)).collect();
         let values: Vec<&Value> = values.iter().collect();
         let rows = table::include(request);
-        return Reply::Json(200, table::table(resource, &values, &version, more, remaining, true, rows));
+        return Reply::Json(
+            200,
+            table::table(resource, &values, &version, more, remaining, true, rows),
+        );
     }
     let mut metadata = json!({ "resourceVersion": version });
     if !more.is_empty() {
@@ -217,12 +248,16 @@ fn render(
         metadata["remainingItemCount"] = json!(remaining);
     }
     let (kind, api_version) = match view {
-        View::Partial => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned()),
+        View::Partial => (
+            "PartialObjectMetadataList".to_owned(),
+            "meta.k8s.io/v1".to_owned(),
+        ),
         _ => (resource.list_kind.clone(), resource.api_version()),
     };
     let head =
         format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":[");
-    let mut out = BytesMut::with_capacity(head.len() + chosen.iter().map(|it| it.bytes.len() + 1).sum::<usize>());
+    let mut out =
+        BytesMut::with_capacity(head.len() + chosen.iter().map(|it| it.bytes.len() + 1).sum::<usize>());
     out.put_slice(head.as_bytes());
     for (at, stored) in chosen.iter().enumerate() {
         if at > 0 {

@@ -28,7 +28,11 @@ impl Query {
 
     /// The value, if it is there and not empty.
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|it| it.0 == key).map(|it| it.1.as_str()).filter(|value| !value.is_empty())
+        self.0
+            .iter()
+            .find(|it| it.0 == key)
+            .map(|it| it.1.as_str())
+            .filter(|value| !value.is_empty())
     }
 
     /// `true`, `1`, or the bare key.
@@ -56,7 +60,9 @@ pub(crate) fn decode(text: &str, plus: bool) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = bytes.get(at + 1..at + 3).and_then(|two| std::str::from_utf8(two).ok());
+        let hex = bytes
+            .get(at + 1..at + 3)
+            .and_then(|two| std::str::from_utf8(two).ok());
         match (bytes[at], hex.and_then(|hex| u8::from_str_radix(hex, 16).ok())) {
             (b'%', Some(byte)) => {
                 out.push(byte);
@@ -109,7 +115,11 @@ impl Request<'_> {
                 "meta.k8s.io",
                 "CreateOptions",
                 "",
-                &[super::status::Cause::unsupported("dryRun", &serde_json::json!([other]), &["All"])],
+                &[super::status::Cause::unsupported(
+                    "dryRun",
+                    &serde_json::json!([other]),
+                    &["All"],
+                )],
             )),
         }
     }
@@ -131,9 +141,18 @@ impl Request<'_> {
         if let Some(manager) = self.query.get("fieldManager") {
             return manager.to_owned();
         }
-        let agent = self.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok());
-        let word = agent.and_then(|agent| agent.split('/').next()).unwrap_or_default();
-        if word.is_empty() { "unknown".to_owned() } else { word.chars().take(128).collect() }
+        let agent = self
+            .headers
+            .get(http::header::USER_AGENT)
+            .and_then(|agent| agent.to_str().ok());
+        let word = agent
+            .and_then(|agent| agent.split('/').next())
+            .unwrap_or_default();
+        if word.is_empty() {
+            "unknown".to_owned()
+        } else {
+            word.chars().take(128).collect()
+        }
     }
 
     pub(crate) fn labels(&self) -> Result<Labels, ApiError> {
@@ -155,7 +174,13 @@ impl Request<'_> {
 
     /// The media type of the body, without parameters.
     pub(crate) fn content_type(&self) -> &str {
-        let header = self.headers.get(http::header::CONTENT_TYPE).and_then(|it| it.to_str().ok());
-        header.and_then(|header| header.split(';').next()).unwrap_or_default().trim()
+        let header = self
+            .headers
+            .get(http::header::CONTENT_TYPE)
+            .and_then(|it| it.to_str().ok());
+        header
+            .and_then(|header| header.split(';').next())
+            .unwrap_or_default()
+            .trim()
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Resource {
     /// Definition name of a built-in kind, as `io.k8s.api.core.v1.Pod`.
     pub(crate) definition: String,
     pub(crate) schema: Arc<Schema>,
+    /// The `openAPIV3Schema` of a custom resource.
+    pub(crate) raw_schema: Option<Arc<Value>>,
     /// Under which name objects are stored: versions of one resource share it.
     pub(crate) storage: Arc<str>,
     /// The `apiVersion` in which objects are stored.
@@ -62,7 +64,10 @@ impl Resource {
             || matches!(
                 (self.group.as_str(), self.kind.as_str()),
                 ("apps", "Deployment" | "ReplicaSet" | "StatefulSet")
-                    | ("policy" | "networking.k8s.io" | "apiextensions.k8s.io" | "discovery.k8s.io", _)
+                    | (
+                        "policy" | "networking.k8s.io" | "apiextensions.k8s.io" | "discovery.k8s.io",
+                        _
+                    )
                     | ("", "Pod")
             )
     }
@@ -75,7 +80,11 @@ impl Resource {
 
 /// `v1`, `apps/v1`.
 pub(crate) fn group_version(group: &str, version: &str) -> String {
-    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+    if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    }
 }
 
 /// All resources, by group, version and plural.
@@ -86,7 +95,8 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn get(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.all.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+        self.all
+            .get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Resource>> {
@@ -94,13 +104,18 @@ impl Registry {
     }
 
     pub(crate) fn insert(&mut self, resource: Resource) {
-        let key = (resource.group.clone(), resource.version.clone(), resource.plural.clone());
+        let key = (
+            resource.group.clone(),
+            resource.version.clone(),
+            resource.plural.clone(),
+        );
         self.all.insert(key, Arc::new(resource));
     }
 
     /// Forgets every version of a custom resource.
     pub(crate) fn remove(&mut self, group: &str, plural: &str) {
-        self.all.retain(|_, it| !(it.custom && it.group == group && it.plural == plural));
+        self.all
+            .retain(|_, it| !(it.custom && it.group == group && it.plural == plural));
     }
 
     /// The kinds built in; read once in a process.
@@ -114,10 +129,10 @@ impl Registry {
 pub(crate) fn definitions() -> &'static Map<String, Value> {
     static DEFINITIONS: LazyLock<Map<String, Value>> = LazyLock::new(|| {
         use k8s_openapi::api::{
-            apps::v1 as apps, authentication::v1 as authn, authorization::v1 as authz, autoscaling::v1 as as1,
-            autoscaling::v2 as as2, coordination::v1 as coordination, core::v1 as core,
-            discovery::v1 as discovery, events::v1 as events, networking::v1 as net, policy::v1 as policy,
-            rbac::v1 as rbac,
+            apps::v1 as apps, authentication::v1 as authn, authorization::v1 as authz,
+            autoscaling::v1 as as1, autoscaling::v2 as as2, coordination::v1 as coordination,
+            core::v1 as core, discovery::v1 as discovery, events::v1 as events, networking::v1 as net,
+            policy::v1 as policy, rbac::v1 as rbac,
         };
         use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as ext;
         let mut generator = SchemaSettings::openapi3().into_generator();
@@ -157,33 +172,143 @@ pub(crate) fn definitions() -> &'static Map<String, Value> {
         add::<authn::TokenReview>(g);
         add::<authz::SubjectAccessReview>(g);
         add::<authz::SelfSubjectAccessReview>(g);
-        generator.take_definitions(true)
+        let mut definitions = generator.take_definitions(true);
+        schema::describe_merging(&mut definitions);
+        definitions
     });
     &DEFINITIONS
 }
 
 /// Group, version, kind, plural, short names, categories, namespaced, `/status`, `/scale`, definition's package.
-type Row = (&'static str, &'static str, &'static str, &'static str, &'static str, &'static str, u8, &'static str);
+type Row = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    u8,
+    &'static str,
+);
 
 const NAMESPACED: u8 = 1;
 const STATUS: u8 = 2;
 const SCALE: u8 = 4;
 
 const BUILT_IN: &[Row] = &[
-    ("", "v1", "Namespace", "namespaces", "ns", "", STATUS, "api.core.v1"),
-    ("", "v1", "Service", "services", "svc", "all", NAMESPACED | STATUS, "api.core.v1"),
-    ("", "v1", "Endpoints", "endpoints", "ep", "", NAMESPACED, "api.core.v1"),
-    ("", "v1", "Pod", "pods", "po", "all", NAMESPACED | STATUS, "api.core.v1"),
-    ("", "v1", "ConfigMap", "configmaps", "cm", "", NAMESPACED, "api.core.v1"),
+    (
+        "",
+        "v1",
+        "Namespace",
+        "namespaces",
+        "ns",
+        "",
+        STATUS,
+        "api.core.v1",
+    ),
+    (
+        "",
+        "v1",
+        "Service",
+        "services",
+        "svc",
+        "all",
+        NAMESPACED | STATUS,
+        "api.core.v1",
+    ),
+    (
+        "",
+        "v1",
+        "Endpoints",
+        "endpoints",
+        "ep",
+        "",
+        NAMESPACED,
+        "api.core.v1",
+    ),
+    (
+        "",
+        "v1",
+        "Pod",
+        "pods",
+        "po",
+        "all",
+        NAMESPACED | STATUS,
+        "api.core.v1",
+    ),
+    (
+        "",
+        "v1",
+        "ConfigMap",
+        "configmaps",
+        "cm",
+        "",
+        NAMESPACED,
+        "api.core.v1",
+    ),
     ("", "v1", "Secret", "secrets", "", "", NAMESPACED, "api.core.v1"),
     ("", "v1", "Event", "events", "ev", "", NAMESPACED, "api.core.v1"),
     ("", "v1", "Node", "nodes", "no", "", STATUS, "api.core.v1"),
-    ("", "v1", "ServiceAccount", "serviceaccounts", "sa", "", NAMESPACED, "api.core.v1"),
-    ("apps", "v1", "Deployment", "deployments", "deploy", "all", NAMESPACED | STATUS | SCALE, "api.apps.v1"),
-    ("apps", "v1", "ReplicaSet", "replicasets", "rs", "all", NAMESPACED | STATUS | SCALE, "api.apps.v1"),
-    ("apps", "v1", "StatefulSet", "statefulsets", "sts", "all", NAMESPACED | STATUS | SCALE, "api.apps.v1"),
-    ("apps", "v1", "ControllerRevision", "controllerrevisions", "", "", NAMESPACED, "api.apps.v1"),
-    ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", "", "", NAMESPACED, "api.discovery.v1"),
+    (
+        "",
+        "v1",
+        "ServiceAccount",
+        "serviceaccounts",
+        "sa",
+        "",
+        NAMESPACED,
+        "api.core.v1",
+    ),
+    (
+        "apps",
+        "v1",
+        "Deployment",
+        "deployments",
+        "deploy",
+        "all",
+        NAMESPACED | STATUS | SCALE,
+        "api.apps.v1",
+    ),
+    (
+        "apps",
+        "v1",
+        "ReplicaSet",
+        "replicasets",
+        "rs",
+        "all",
+        NAMESPACED | STATUS | SCALE,
+        "api.apps.v1",
+    ),
+    (
+        "apps",
+        "v1",
+        "StatefulSet",
+        "statefulsets",
+        "sts",
+        "all",
+        NAMESPACED | STATUS | SCALE,
+        "api.apps.v1",
+    ),
+    (
+        "apps",
+        "v1",
+        "ControllerRevision",
+        "controllerrevisions",
+        "",
+        "",
+        NAMESPACED,
+        "api.apps.v1",
+    ),
+    (
+        "discovery.k8s.io",
+        "v1",
+        "EndpointSlice",
+        "endpointslices",
+        "",
+        "",
+        NAMESPACED,
+        "api.discovery.v1",
+    ),
     (
         "autoscaling",
         "v1",
@@ -204,8 +329,26 @@ const BUILT_IN: &[Row] = &[
         NAMESPACED | STATUS,
         "api.autoscaling.v2",
     ),
-    ("coordination.k8s.io", "v1", "Lease", "leases", "", "", NAMESPACED, "api.coordination.v1"),
-    ("events.k8s.io", "v1", "Event", "events", "ev", "", NAMESPACED, "api.events.v1"),
+    (
+        "coordination.k8s.io",
+        "v1",
+        "Lease",
+        "leases",
+        "",
+        "",
+        NAMESPACED,
+        "api.coordination.v1",
+    ),
+    (
+        "events.k8s.io",
+        "v1",
+        "Event",
+        "events",
+        "ev",
+        "",
+        NAMESPACED,
+        "api.events.v1",
+    ),
     (
         "policy",
         "v1",
@@ -216,13 +359,76 @@ const BUILT_IN: &[Row] = &[
         NAMESPACED | STATUS,
         "api.policy.v1",
     ),
-    ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", "netpol", "", NAMESPACED, "api.networking.v1"),
-    ("networking.k8s.io", "v1", "Ingress", "ingresses", "ing", "", NAMESPACED | STATUS, "api.networking.v1"),
-    ("networking.k8s.io", "v1", "IngressClass", "ingressclasses", "", "", 0, "api.networking.v1"),
-    ("rbac.authorization.k8s.io", "v1", "Role", "roles", "", "", NAMESPACED, "api.rbac.v1"),
-    ("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings", "", "", NAMESPACED, "api.rbac.v1"),
-    ("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles", "", "", 0, "api.rbac.v1"),
-    ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", "", "", 0, "api.rbac.v1"),
+    (
+        "networking.k8s.io",
+        "v1",
+        "NetworkPolicy",
+        "networkpolicies",
+        "netpol",
+        "",
+        NAMESPACED,
+        "api.networking.v1",
+    ),
+    (
+        "networking.k8s.io",
+        "v1",
+        "Ingress",
+        "ingresses",
+        "ing",
+        "",
+        NAMESPACED | STATUS,
+        "api.networking.v1",
+    ),
+    (
+        "networking.k8s.io",
+        "v1",
+        "IngressClass",
+        "ingressclasses",
+        "",
+        "",
+        0,
+        "api.networking.v1",
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "Role",
+        "roles",
+        "",
+        "",
+        NAMESPACED,
+        "api.rbac.v1",
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "RoleBinding",
+        "rolebindings",
+        "",
+        "",
+        NAMESPACED,
+        "api.rbac.v1",
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "ClusterRole",
+        "clusterroles",
+        "",
+        "",
+        0,
+        "api.rbac.v1",
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "ClusterRoleBinding",
+        "clusterrolebindings",
+        "",
+        "",
+        0,
+        "api.rbac.v1",
+    ),
     (
         "apiextensions.k8s.io",
         "v1",
@@ -236,7 +442,10 @@ const BUILT_IN: &[Row] = &[
 ];
 
 fn words(text: &str) -> Vec<String> {
-    text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    text.split(',')
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn read_built_in() -> Registry {
@@ -267,6 +476,7 @@ fn read_built_in() -> Registry {
                 selector: None,
             }),
             schema: loader.load(&definition),
+            raw_schema: None,
             definition,
             storage: storage.into(),
             storage_version,
@@ -287,16 +497,36 @@ pub(crate) fn metadata_schema() -> Arc<Schema> {
 
 /// The resources that a CustomResourceDefinition serves, one for each served version.
 pub(crate) fn from_crd(crd: &Value) -> Vec<Resource> {
-    let text = |pointer: &str| crd.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |pointer: &str| {
+        crd.pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let list = |pointer: &str| -> Vec<String> {
-        let all = crd.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+        let all = crd
+            .pointer(pointer)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
         all.filter_map(|it| it.as_str().map(str::to_owned)).collect()
     };
-    let (group, kind, plural) = (text("/spec/group"), text("/spec/names/kind"), text("/spec/names/plural"));
-    let versions = crd.pointer("/spec/versions").and_then(Value::as_array).cloned().unwrap_or_default();
+    let (group, kind, plural) = (
+        text("/spec/group"),
+        text("/spec/names/kind"),
+        text("/spec/names/plural"),
+    );
+    let versions = crd
+        .pointer("/spec/versions")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     let flag = |version: &Value, key: &str| version.get(key).and_then(Value::as_bool) == Some(true);
     let stored = versions.iter().find(|version| flag(version, "storage"));
-    let stored = stored.and_then(|it| it["name"].as_str()).unwrap_or_default().to_owned();
+    let stored = stored
+        .and_then(|it| it["name"].as_str())
+        .unwrap_or_default()
+        .to_owned();
     let served = versions.iter().filter(|version| flag(version, "served"));
     served
         .map(|version| Resource {
@@ -315,15 +545,22 @@ pub(crate) fn from_crd(crd: &Value) -> Vec<Resource> {
             status: version.pointer("/subresources/status").is_some(),
             scale: version.pointer("/subresources/scale").map(|scale| ScalePaths {
                 spec: scale["specReplicasPath"].as_str().unwrap_or_default().to_owned(),
-                status: scale["statusReplicasPath"].as_str().unwrap_or_default().to_owned(),
+                status: scale["statusReplicasPath"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned(),
                 selector: scale["labelSelectorPath"].as_str().map(str::to_owned),
             }),
             definition: String::new(),
+            raw_schema: version.pointer("/schema/openAPIV3Schema").cloned().map(Arc::new),
             schema: Arc::new(custom_schema(version.pointer("/schema/openAPIV3Schema"))),
             storage: format!("{group}/{plural}").into(),
             storage_version: group_version(&group, &stored),
             custom: true,
-            columns: version["additionalPrinterColumns"].as_array().cloned().unwrap_or_default(),
+            columns: version["additionalPrinterColumns"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default(),
             selectable: version["selectableFields"]
                 .as_array()
                 .into_iter()
@@ -340,9 +577,15 @@ pub(crate) fn from_crd(crd: &Value) -> Vec<Resource> {
 /// A custom resource's schema with what every object has.
 fn custom_schema(definition: Option<&Value>) -> Schema {
     let mut schema = definition.map_or_else(Schema::any, schema::custom);
-    let string = Arc::new(Schema { kind: Type::String, preserve_unknown: false, ..Schema::any() });
+    let string = Arc::new(Schema {
+        kind: Type::String,
+        preserve_unknown: false,
+        ..Schema::any()
+    });
     schema.kind = Type::Object;
-    schema.properties.insert("apiVersion".to_owned(), Arc::clone(&string));
+    schema
+        .properties
+        .insert("apiVersion".to_owned(), Arc::clone(&string));
     schema.properties.insert("kind".to_owned(), string);
     schema.properties.insert("metadata".to_owned(), metadata_schema());
     schema

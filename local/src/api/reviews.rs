@@ -31,7 +31,10 @@ fn decide(api: &Api, user: &User, group: &str, kind: &str, review: &Value) -> Va
     let info = |user: &User| json!({ "username": user.name, "groups": user.groups });
     let status = match kind {
         "TokenReview" => {
-            match review["spec"]["token"].as_str().and_then(|token| api.user_of(token)) {
+            match review["spec"]["token"]
+                .as_str()
+                .and_then(|token| api.user_of(token))
+            {
                 Some(user) => json!({ "authenticated": true, "user": info(&user) }),
                 None => json!({ "user": {}, "error": "invalid bearer token" }),
             }

@@ -30,12 +30,17 @@ pub(crate) struct Answer {
 
 impl From<Reply> for Answer {
     fn from(reply: Reply) -> Self {
-        Self { reply, warnings: Vec::new() }
+        Self {
+            reply,
+            warnings: Vec::new(),
+        }
     }
 }
 
 pub(crate) fn whole(bytes: impl Into<Bytes>) -> ApiBody {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 fn respond(code: u16, media: &'static str, body: ApiBody) -> Response<ApiBody> {
@@ -43,7 +48,10 @@ fn respond(code: u16, media: &'static str, body: ApiBody) -> Response<ApiBody> {
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, private"),
+    );
     response
 }
 
@@ -53,7 +61,9 @@ pub(crate) const JSON: &str = "application/json";
 pub(crate) fn refusal(error: &ApiError) -> Response<ApiBody> {
     let mut response = respond(error.code, JSON, whole(error.to_status().to_string()));
     if matches!(error.code, 429 | 503) {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
 }
@@ -87,8 +97,11 @@ pub(crate) async fn route(
 ) -> Response<ApiBody> {
     let path = parts.uri.path();
     let query = Query::parse(parts.uri.query().unwrap_or_default());
-    let steps: Vec<String> =
-        path.split('/').filter(|step| !step.is_empty()).map(|step| decode(step, false)).collect();
+    let steps: Vec<String> = path
+        .split('/')
+        .filter(|step| !step.is_empty())
+        .map(|step| decode(step, false))
+        .collect();
     let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
     let registry = api.registry();
     if let Some(answer) = fixed(api, &registry, parts, &steps) {
@@ -109,7 +122,9 @@ pub(crate) async fn route(
         }
         _ => None,
     };
-    let Some(target) = target else { return refusal(&ApiError::no_such_path()) };
+    let Some(target) = target else {
+        return refusal(&ApiError::no_such_path());
+    };
     let request = Request {
         api,
         user,

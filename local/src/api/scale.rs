@@ -38,7 +38,10 @@ fn scale_of(request: &Request<'_>, paths: &ScalePaths, value: &Value) -> Value {
         spec.clear();
     }
     let selector = match &paths.selector {
-        Some(path) => value.pointer(&pointer(path)).and_then(Value::as_str).map(str::to_owned),
+        Some(path) => value
+            .pointer(&pointer(path))
+            .and_then(Value::as_str)
+            .map(str::to_owned),
         None if request.resource.custom => None,
         None => Some(selector_text(&value["spec"]["selector"])),
     };
@@ -56,7 +59,11 @@ pub(crate) fn selector_text(selector: &Value) -> String {
     }
     for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
         let key = expression["key"].as_str().unwrap_or_default();
-        let all = expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let all = expression["values"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
         let values = all.collect::<Vec<_>>().join(",");
         parts.push(match expression["operator"].as_str().unwrap_or_default() {
             "In" => format!("{key} in ({values})"),
@@ -71,7 +78,11 @@ pub(crate) fn selector_text(selector: &Value) -> String {
 
 /// GET, PUT and PATCH of `/scale`.
 pub(crate) fn handle(request: &Request<'_>) -> Result<Answer, ApiError> {
-    let paths = request.resource.scale.as_ref().ok_or_else(ApiError::no_such_path)?;
+    let paths = request
+        .resource
+        .scale
+        .as_ref()
+        .ok_or_else(ApiError::no_such_path)?;
     match request.method {
         http::Method::GET => {
             let stored = live(request)?;
@@ -84,7 +95,11 @@ pub(crate) fn handle(request: &Request<'_>) -> Result<Answer, ApiError> {
         }
         http::Method::PATCH => {
             let patch = patch::Patch::read(request)?;
-            let operation = if patch.is_apply() { Operation::Apply } else { Operation::Update };
+            let operation = if patch.is_apply() {
+                Operation::Apply
+            } else {
+                Operation::Update
+            };
             change(request, paths, operation, |before, _| patch.plain(before))
         }
         _ => Err(ApiError::method_not_allowed()),
@@ -167,7 +182,11 @@ fn check(request: &Request<'_>, scale: &Value) -> Result<(), ApiError> {
         )));
     }
     if replicas.as_i64().is_some_and(|replicas| replicas < 0) {
-        return invalid(Cause::invalid("spec.replicas", replicas, "must be greater than or equal to 0"));
+        return invalid(Cause::invalid(
+            "spec.replicas",
+            replicas,
+            "must be greater than or equal to 0",
+        ));
     }
     match scale["metadata"]["name"].as_str() {
         Some(name) if name != request.name => Err(ApiError::bad_request(format!(

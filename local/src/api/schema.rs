@@ -96,7 +96,11 @@ const MERGE_KEYS: &[(&str, &str, &[&str])] = &[
     ("PodSpec", "imagePullSecrets", &["name"]),
     ("PodSpec", "resourceClaims", &["name"]),
     ("PodSpec", "schedulingGates", &["name"]),
-    ("PodSpec", "topologySpreadConstraints", &["topologyKey", "whenUnsatisfiable"]),
+    (
+        "PodSpec",
+        "topologySpreadConstraints",
+        &["topologyKey", "whenUnsatisfiable"],
+    ),
     ("PodSpec", "volumes", &["name"]),
     ("Container", "env", &["name"]),
     ("Container", "ports", &["containerPort", "protocol"]),
@@ -144,10 +148,43 @@ const ATOMIC: &[(&str, &str)] = &[
     ("NodeSelector", ""),
     ("NodeSelectorTerm", ""),
     ("EndpointPort", ""),
-    ("CrossVersionObjectReference", "-"),
     ("RoleRef", ""),
     ("Subject", ""),
 ];
+
+/// Writes [`MERGE_KEYS`] and [`ATOMIC`] into the definitions, for clients that work out patches themselves.
+pub(crate) fn describe_merging(definitions: &mut Map<String, Value>) {
+    for (name, definition) in definitions.iter_mut() {
+        let short = name.rsplit('.').next().unwrap_or(name);
+        for (_, property, keys) in MERGE_KEYS.iter().filter(|row| row.0 == short) {
+            let Some(list) = definition.pointer_mut(&format!("/properties/{property}")) else {
+                continue;
+            };
+            let Some(list) = list.as_object_mut() else {
+                continue;
+            };
+            list.insert("x-kubernetes-patch-strategy".to_owned(), "merge".into());
+            list.insert(
+                "x-kubernetes-list-type".to_owned(),
+                if keys.is_empty() { "set" } else { "map" }.into(),
+            );
+            if let Some(first) = keys.first() {
+                list.insert("x-kubernetes-list-map-keys".to_owned(), keys.to_vec().into());
+                list.insert("x-kubernetes-patch-merge-key".to_owned(), (*first).into());
+            }
+        }
+        for (_, property) in ATOMIC.iter().filter(|row| row.0 == short) {
+            let pointer = if property.is_empty() {
+                String::new()
+            } else {
+                format!("/properties/{property}")
+            };
+            if let Some(map) = definition.pointer_mut(&pointer).and_then(Value::as_object_mut) {
+                map.insert("x-kubernetes-map-type".to_owned(), "atomic".into());
+            }
+        }
+    }
+}
 
 /// Reads built-in definitions, once each.
 pub(crate) struct Loader<'a> {
@@ -157,7 +194,10 @@ pub(crate) struct Loader<'a> {
 
 impl<'a> Loader<'a> {
     pub(crate) fn new(definitions: &'a Map<String, Value>) -> Self {
-        Self { definitions, done: BTreeMap::new() }
+        Self {
+            definitions,
+            done: BTreeMap::new(),
+        }
     }
 
     /// The schema of the definition `name`, as `io.k8s.api.core.v1.Pod`.
@@ -221,7 +261,10 @@ impl<'a> Loader<'a> {
 /// The definition that a schema refers to.
 fn reference(schema: &Value) -> Option<String> {
     let target = schema.get("$ref").and_then(Value::as_str).or_else(|| {
-        schema.get("allOf").and_then(Value::as_array).and_then(|all| all.first()?.get("$ref")?.as_str())
+        schema
+            .get("allOf")
+            .and_then(Value::as_array)
+            .and_then(|all| all.first()?.get("$ref")?.as_str())
     })?;
     target.rsplit('/').next().map(str::to_owned)
 }
@@ -287,8 +330,18 @@ pub(crate) fn custom(definition: &Value) -> Schema {
     }
     schema.limits = definition.as_object().map(|map| {
         const KEPT: &[&str] = &[
-            "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength",
-            "minItems", "maxItems", "minProperties", "maxProperties", "multipleOf",
+            "enum",
+            "minimum",
+            "maximum",
+            "exclusiveMinimum",
+            "exclusiveMaximum",
+            "minLength",
+            "maxLength",
+            "minItems",
+            "maxItems",
+            "minProperties",
+            "maxProperties",
+            "multipleOf",
         ];
         Arc::new(
             map.iter()

@@ -58,7 +58,9 @@ impl Labels {
 }
 
 fn unreadable(text: &str) -> ApiError {
-    ApiError::bad_request(format!("unable to parse requirement: \"{text}\" is not a selector"))
+    ApiError::bad_request(format!(
+        "unable to parse requirement: \"{text}\" is not a selector"
+    ))
 }
 
 /// Splits at commas that are not in brackets.
@@ -125,17 +127,40 @@ pub(crate) struct Fields(Vec<(String, bool, String)>);
 fn selectable(group: &str, kind: &str) -> &'static [&'static str] {
     match (group, kind) {
         ("", "Pod") => &[
-            "spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName",
-            "spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs", "status.nominatedNodeName",
+            "spec.nodeName",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "spec.hostNetwork",
+            "status.phase",
+            "status.podIP",
+            "status.podIPs",
+            "status.nominatedNodeName",
         ],
         ("", "Event") => &[
-            "involvedObject.kind", "involvedObject.namespace", "involvedObject.name", "involvedObject.uid",
-            "involvedObject.apiVersion", "involvedObject.resourceVersion", "involvedObject.fieldPath", "reason",
-            "reportingComponent", "source", "type",
+            "involvedObject.kind",
+            "involvedObject.namespace",
+            "involvedObject.name",
+            "involvedObject.uid",
+            "involvedObject.apiVersion",
+            "involvedObject.resourceVersion",
+            "involvedObject.fieldPath",
+            "reason",
+            "reportingComponent",
+            "source",
+            "type",
         ],
         ("events.k8s.io", "Event") => &[
-            "regarding.kind", "regarding.namespace", "regarding.name", "regarding.uid", "regarding.apiVersion",
-            "regarding.resourceVersion", "regarding.fieldPath", "reason", "reportingController", "type",
+            "regarding.kind",
+            "regarding.namespace",
+            "regarding.name",
+            "regarding.uid",
+            "regarding.apiVersion",
+            "regarding.resourceVersion",
+            "regarding.fieldPath",
+            "reason",
+            "reportingController",
+            "type",
         ],
         ("", "Namespace") => &["status.phase"],
         ("", "Node") => &["spec.unschedulable"],
@@ -164,7 +189,9 @@ impl Fields {
                 || selectable(group, kind).contains(&field)
                 || also.iter().any(|it| it == field);
             if !known {
-                return Err(ApiError::bad_request(format!("field label not supported: {field}")));
+                return Err(ApiError::bad_request(format!(
+                    "field label not supported: {field}"
+                )));
             }
             all.push((field.to_owned(), equal, value.to_owned()));
         }
@@ -175,13 +202,10 @@ impl Fields {
         self.0.is_empty()
     }
 
-    /// The name, when only one object can match.
-    pub(crate) fn name(&self) -> Option<&str> {
-        self.0.iter().find(|it| it.1 && it.0 == "metadata.name").map(|it| it.2.as_str())
-    }
-
     pub(crate) fn matches(&self, object: &Value) -> bool {
-        self.0.iter().all(|(field, equal, value)| (field_text(object, field) == *value) == *equal)
+        self.0
+            .iter()
+            .all(|(field, equal, value)| (field_text(object, field) == *value) == *equal)
     }
 }
 
@@ -243,7 +267,11 @@ mod tests {
     fn field_selectors_know_what_each_kind_allows() {
         let pod = json!({"metadata": {"name": "a"}, "status": {"phase": "Running"}});
         let parse = |text: &str| Fields::parse(text, "", "Pod", &[]);
-        assert!(parse("metadata.name=a,status.phase!=Failed").unwrap().matches(&pod));
+        assert!(
+            parse("metadata.name=a,status.phase!=Failed")
+                .unwrap()
+                .matches(&pod)
+        );
         assert!(!parse("spec.nodeName=x").unwrap().matches(&pod));
         assert!(parse("spec.nodeName=").unwrap().matches(&pod));
         assert!(parse("spec.priority=1").is_err());

@@ -72,8 +72,14 @@ async fn connection(api: Api, stream: TcpStream, stop: CancellationToken) {
         async move { Ok::<_, Infallible>(answer(&api, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(1_000);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(1_000);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let result = tokio::select! {
@@ -95,7 +101,14 @@ async fn answer(api: &Api, request: http::Request<Incoming>) -> http::Response<A
         .uri()
         .authority()
         .map(|authority| authority.as_str().to_owned())
-        .or_else(|| request.headers().get(http::header::HOST)?.to_str().ok().map(str::to_owned))
+        .or_else(|| {
+            request
+                .headers()
+                .get(http::header::HOST)?
+                .to_str()
+                .ok()
+                .map(str::to_owned)
+        })
         .unwrap_or_default();
     if !is_loopback(&host) {
         return refusal(&ApiError::forbidden_host(&host));
@@ -107,9 +120,15 @@ async fn answer(api: &Api, request: http::Request<Incoming>) -> http::Response<A
 }
 
 fn user(api: &Api, request: &http::Request<Incoming>) -> Option<User> {
-    let header = request.headers().get(http::header::AUTHORIZATION)?.to_str().ok()?;
+    let header = request
+        .headers()
+        .get(http::header::AUTHORIZATION)?
+        .to_str()
+        .ok()?;
     let (scheme, token) = header.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| api.user_of(token.trim()))?
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| api.user_of(token.trim()))?
 }
 
 /// Whether a `Host` names this machine's loopback: by name, by address, or by a pod's or Service's address.
@@ -121,7 +140,10 @@ fn is_loopback(host: &str) -> bool {
     if name.eq_ignore_ascii_case("localhost") {
         return true;
     }
-    let bare = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
+    let bare = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(name);
     match bare.parse::<IpAddr>() {
         Ok(IpAddr::V4(address)) => {
             let [first, second, ..] = address.octets();

@@ -25,9 +25,16 @@ pub(crate) struct Cause {
 
 impl Cause {
     pub(crate) fn required(field: impl Into<String>, detail: &str) -> Self {
-        let message =
-            if detail.is_empty() { "Required value".to_owned() } else { format!("Required value: {detail}") };
-        Self { reason: "FieldValueRequired", field: field.into(), message }
+        let message = if detail.is_empty() {
+            "Required value".to_owned()
+        } else {
+            format!("Required value: {detail}")
+        };
+        Self {
+            reason: "FieldValueRequired",
+            field: field.into(),
+            message,
+        }
     }
 
     pub(crate) fn invalid(field: impl Into<String>, value: &Value, detail: &str) -> Self {
@@ -51,7 +58,10 @@ impl Cause {
         Self {
             reason: "FieldValueNotSupported",
             field: field.into(),
-            message: format!("Unsupported value: {value}: supported values: {}", allowed.join(", ")),
+            message: format!(
+                "Unsupported value: {value}: supported values: {}",
+                allowed.join(", ")
+            ),
         }
     }
 
@@ -90,12 +100,21 @@ impl Cause {
 
 /// `deployments.apps`, or `pods` in the core group.
 fn qualified(group: &str, word: &str) -> String {
-    if group.is_empty() { word.to_owned() } else { format!("{word}.{group}") }
+    if group.is_empty() {
+        word.to_owned()
+    } else {
+        format!("{word}.{group}")
+    }
 }
 
 impl ApiError {
     fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: None,
+        }
     }
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
@@ -128,16 +147,28 @@ impl ApiError {
     }
 
     pub(crate) fn forbidden_host(host: &str) -> Self {
-        Self::new(403, "Forbidden", format!("host \"{host}\" is not this machine's loopback"))
+        Self::new(
+            403,
+            "Forbidden",
+            format!("host \"{host}\" is not this machine's loopback"),
+        )
     }
 
     pub(crate) fn no_such_path() -> Self {
-        Self::new(404, "NotFound", "the server could not find the requested resource")
+        Self::new(
+            404,
+            "NotFound",
+            "the server could not find the requested resource",
+        )
     }
 
     pub(crate) fn not_found(group: &str, plural: &str, name: &str) -> Self {
-        Self::new(404, "NotFound", format!("{} \"{name}\" not found", qualified(group, plural)))
-            .about(group, plural, name)
+        Self::new(
+            404,
+            "NotFound",
+            format!("{} \"{name}\" not found", qualified(group, plural)),
+        )
+        .about(group, plural, name)
     }
 
     pub(crate) fn method_not_allowed() -> Self {
@@ -149,13 +180,19 @@ impl ApiError {
     }
 
     pub(crate) fn already_exists(group: &str, plural: &str, name: &str) -> Self {
-        Self::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", qualified(group, plural)))
-            .about(group, plural, name)
+        Self::new(
+            409,
+            "AlreadyExists",
+            format!("{} \"{name}\" already exists", qualified(group, plural)),
+        )
+        .about(group, plural, name)
     }
 
     pub(crate) fn conflict(group: &str, plural: &str, name: &str, why: &str) -> Self {
-        let message =
-            format!("Operation cannot be fulfilled on {} \"{name}\": {why}", qualified(group, plural));
+        let message = format!(
+            "Operation cannot be fulfilled on {} \"{name}\": {why}",
+            qualified(group, plural)
+        );
         Self::new(409, "Conflict", message).about(group, plural, name)
     }
 
@@ -186,14 +223,20 @@ impl ApiError {
     }
 
     pub(crate) fn too_large(limit: usize) -> Self {
-        Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
+        Self::new(
+            413,
+            "RequestEntityTooLarge",
+            format!("Request entity too large: limit is {limit}"),
+        )
     }
 
     pub(crate) fn unsupported_media_type(supported: &str) -> Self {
         Self::new(
             415,
             "UnsupportedMediaType",
-            format!("the body of the request was in an unknown format - accepted media types include: {supported}"),
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: {supported}"
+            ),
         )
     }
 
@@ -206,8 +249,10 @@ impl ApiError {
     }
 
     pub(crate) fn invalid(group: &str, kind: &str, name: &str, causes: &[Cause]) -> Self {
-        let lines: Vec<String> =
-            causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+        let lines: Vec<String> = causes
+            .iter()
+            .map(|cause| format!("{}: {}", cause.field, cause.message))
+            .collect();
         let told = match lines.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
@@ -217,7 +262,9 @@ impl ApiError {
         if let Some(details) = &mut error.details {
             details["causes"] = causes
                 .iter()
-                .map(|cause| json!({ "reason": cause.reason, "message": cause.message, "field": cause.field }))
+                .map(
+                    |cause| json!({ "reason": cause.reason, "message": cause.message, "field": cause.field }),
+                )
                 .collect();
         }
         error

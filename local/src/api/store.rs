@@ -38,7 +38,11 @@ impl Stored {
     pub(crate) fn new(mut value: Value, version: u64) -> Arc<Self> {
         value["metadata"]["resourceVersion"] = json!(version.to_string());
         let bytes = Bytes::from(value.to_string());
-        Arc::new(Self { value, bytes, version })
+        Arc::new(Self {
+            value,
+            bytes,
+            version,
+        })
     }
 }
 
@@ -79,7 +83,9 @@ impl Kind {
         self.history_bytes += change.after.bytes.len();
         self.history.push_back(Arc::new(change));
         while self.history.len() > MOST_EVENTS || self.history_bytes > MOST_EVENT_BYTES {
-            let Some(old) = self.history.pop_front() else { break };
+            let Some(old) = self.history.pop_front() else {
+                break;
+            };
             self.history_bytes -= old.after.bytes.len();
             self.floor = old.version;
         }
@@ -97,7 +103,9 @@ struct Inner {
 impl Inner {
     fn kind(&mut self, storage: &Arc<str>) -> &mut Kind {
         let floor = self.compacted;
-        self.kinds.entry(Arc::clone(storage)).or_insert_with(|| Kind::new(floor))
+        self.kinds
+            .entry(Arc::clone(storage))
+            .or_insert_with(|| Kind::new(floor))
     }
 }
 
@@ -132,7 +140,10 @@ pub(crate) struct Store(Mutex<Inner>);
 impl Store {
     pub(crate) fn new() -> Self {
         // Not 0, which means "any" to clients.
-        Self(Mutex::new(Inner { version: 1, ..Inner::default() }))
+        Self(Mutex::new(Inner {
+            version: 1,
+            ..Inner::default()
+        }))
     }
 
     pub(crate) fn get(&self, storage: &Arc<str>, key: &Key) -> Option<Arc<Stored>> {
@@ -143,7 +154,9 @@ impl Store {
     pub(crate) fn list(&self, storage: &Arc<str>, namespace: Option<&str>) -> (Vec<Arc<Stored>>, u64) {
         let inner = self.0.lock();
         let version = inner.version;
-        let Some(kind) = inner.kinds.get(storage) else { return (Vec::new(), version) };
+        let Some(kind) = inner.kinds.get(storage) else {
+            return (Vec::new(), version);
+        };
         let objects = match namespace {
             None => kind.objects.values().cloned().collect(),
             Some(namespace) => kind
@@ -174,13 +187,21 @@ impl Store {
             ));
         }
         let mut objects = kind.objects.clone();
-        for change in kind.history.iter().rev().take_while(|change| change.version > version) {
+        for change in kind
+            .history
+            .iter()
+            .rev()
+            .take_while(|change| change.version > version)
+        {
             match &change.before {
                 Some(before) => objects.insert(change.key.clone(), Arc::clone(before)),
                 None => objects.remove(&change.key),
             };
         }
-        Ok(objects.into_iter().filter(|(key, _)| namespace.is_none_or(|it| it == key.0)).collect())
+        Ok(objects
+            .into_iter()
+            .filter(|(key, _)| namespace.is_none_or(|it| it == key.0))
+            .collect())
     }
 
     pub(crate) fn version(&self) -> u64 {
@@ -188,12 +209,7 @@ impl Store {
     }
 
     /// Creates an object. `value` gets its resourceVersion.
-    pub(crate) fn create(
-        &self,
-        storage: &Arc<str>,
-        key: Key,
-        value: Value,
-    ) -> Result<Arc<Stored>, Refused> {
+    pub(crate) fn create(&self, storage: &Arc<str>, key: Key, value: Value) -> Result<Arc<Stored>, Refused> {
         let mut inner = self.0.lock();
         let version = inner.version + 1;
         let kind = inner.kind(storage);
@@ -202,7 +218,13 @@ impl Store {
         }
         let stored = Stored::new(value, version);
         kind.objects.insert(key.clone(), Arc::clone(&stored));
-        kind.record(Change { version, key, before: None, after: Arc::clone(&stored), deleted: false });
+        kind.record(Change {
+            version,
+            key,
+            before: None,
+            after: Arc::clone(&stored),
+            deleted: false,
+        });
         inner.version = version;
         Ok(stored)
     }
@@ -218,7 +240,11 @@ impl Store {
         let mut inner = self.0.lock();
         let version = inner.version + 1;
         let kind = inner.kind(storage);
-        let before = kind.objects.get(key).filter(|it| it.version == read.version).cloned();
+        let before = kind
+            .objects
+            .get(key)
+            .filter(|it| it.version == read.version)
+            .cloned();
         let before = before.ok_or(Refused::Changed)?;
         let stored = Stored::new(value, version);
         kind.objects.insert(key.clone(), Arc::clone(&stored));
@@ -244,7 +270,11 @@ impl Store {
         let mut inner = self.0.lock();
         let version = inner.version + 1;
         let kind = inner.kind(storage);
-        let before = kind.objects.get(key).filter(|it| it.version == read.version).cloned();
+        let before = kind
+            .objects
+            .get(key)
+            .filter(|it| it.version == read.version)
+            .cloned();
         let before = before.ok_or(Refused::Changed)?;
         kind.objects.remove(key);
         let after = Stored::new(value, version);
@@ -257,17 +287,6 @@ impl Store {
         });
         inner.version = version;
         Ok(after)
-    }
-
-    /// Whether any object lives in the namespace.
-    pub(crate) fn namespace_in_use(&self, namespace: &str) -> bool {
-        let inner = self.0.lock();
-        inner.kinds.values().any(|kind| {
-            kind.objects
-                .range((namespace.to_owned(), String::new())..)
-                .next()
-                .is_some_and(|(key, _)| key.0 == namespace)
-        })
     }
 
     /// Forgets all history: watches and continued lists from before now get 410.
@@ -287,12 +306,19 @@ impl Store {
     /// A cursor behind `version`. That the changes after it are forgotten is told by its first read.
     pub(crate) fn watch(&self, storage: &Arc<str>, version: u64) -> Cursor {
         let news = self.0.lock().kind(storage).news.subscribe();
-        Cursor { storage: Arc::clone(storage), version, news }
+        Cursor {
+            storage: Arc::clone(storage),
+            version,
+            news,
+        }
     }
 
     pub(crate) fn stats(&self) -> StoreStats {
         let inner = self.0.lock();
-        let mut stats = StoreStats { version: inner.version, ..StoreStats::default() };
+        let mut stats = StoreStats {
+            version: inner.version,
+            ..StoreStats::default()
+        };
         for kind in inner.kinds.values() {
             stats.objects += kind.objects.len();
             stats.object_bytes += kind.objects.values().map(|it| it.bytes.len()).sum::<usize>();
@@ -308,7 +334,9 @@ fn too_old(version: u64, floor: u64) -> ApiError {
 }
 
 fn too_new(version: u64, newest: u64) -> ApiError {
-    let mut error = ApiError::internal(format!("Too large resource version: {version}, current: {newest}"));
+    let mut error = ApiError::internal(format!(
+        "Too large resource version: {version}, current: {newest}"
+    ));
     error.code = 504;
     error.reason = "Timeout";
     error.details = Some(json!({
@@ -341,9 +369,13 @@ impl Cursor {
             return Err(too_old(self.version, kind.floor));
         }
         self.news.mark_unchanged();
-        let start = kind.history.partition_point(|change| change.version <= self.version);
+        let start = kind
+            .history
+            .partition_point(|change| change.version <= self.version);
         let batch: Vec<_> = kind.history.range(start..).take(BATCH).cloned().collect();
-        self.version = batch.last().map_or(newest.max(self.version), |change| change.version);
+        self.version = batch
+            .last()
+            .map_or(newest.max(self.version), |change| change.version);
         Ok(batch)
     }
 

@@ -66,12 +66,13 @@ pub(crate) fn check(
     report(resource, &unknown, validation)
 }
 
-fn report(
-    resource: &Resource,
-    unknown: &[String],
-    validation: Validation,
-) -> Result<Vec<String>, ApiError> {
-    let told = || unknown.iter().take(MOST_UNKNOWN).map(|path| format!("unknown field \"{path}\""));
+fn report(resource: &Resource, unknown: &[String], validation: Validation) -> Result<Vec<String>, ApiError> {
+    let told = || {
+        unknown
+            .iter()
+            .take(MOST_UNKNOWN)
+            .map(|path| format!("unknown field \"{path}\""))
+    };
     match validation {
         Validation::Ignore => Ok(Vec::new()),
         Validation::Warn => Ok(told().collect()),
@@ -103,11 +104,15 @@ pub(crate) fn check_applied(
         let mut copy = value.clone();
         prune(&resource.schema, &mut copy, "", &mut unknown, 0);
         types(&resource.schema, &copy, "", &mut causes);
-        failed = causes.first().map(|cause| format!(".{}: {}", cause.field, cause.message));
+        failed = causes
+            .first()
+            .map(|cause| format!(".{}: {}", cause.field, cause.message));
     } else if let Err(why) = decode(&resource.schema, value, "", &mut unknown, 0) {
         failed = Some(why);
     }
-    let undeclared = unknown.first().map(|path| format!(".{path}: field not declared in schema"));
+    let undeclared = unknown
+        .first()
+        .map(|path| format!(".{path}: field not declared in schema"));
     // What is not declared cannot be owned, whatever `fieldValidation` says.
     let _ = validation;
     match failed.or(undeclared) {
@@ -129,7 +134,11 @@ pub(crate) fn check_applied(
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
 }
 
 /// Decodes a built-in kind.
@@ -144,7 +153,10 @@ fn decode(
         return Err("the object nests too deeply".to_owned());
     }
     let wrong = |value: &Value, wanted: &str| {
-        Err(format!("json: cannot unmarshal {} into Go struct field {path} of type {wanted}", word(value)))
+        Err(format!(
+            "json: cannot unmarshal {} into Go struct field {path} of type {wanted}",
+            word(value)
+        ))
     };
     match (schema.kind, &mut *value) {
         (Type::Any, _) | (_, Value::Null) => Ok(()),
@@ -186,7 +198,14 @@ fn decode(
         (Type::Object, other) => wrong(other, schema.name.rsplit('.').next().unwrap_or("object")),
         (Type::Array, other) => wrong(other, "[]"),
         (Type::String, other) => wrong(other, "string"),
-        (Type::Integer, other) => wrong(other, if schema.format == "int64" { "int64" } else { "int32" }),
+        (Type::Integer, other) => wrong(
+            other,
+            if schema.format == "int64" {
+                "int64"
+            } else {
+                "int32"
+            },
+        ),
         (Type::Number, other) => wrong(other, "float64"),
         (Type::Boolean, other) => wrong(other, "bool"),
         (Type::IntOrString, other) => wrong(other, "intstr.IntOrString"),
@@ -259,7 +278,8 @@ fn prune(schema: &Schema, value: &mut Value, path: &str, unknown: &mut Vec<Strin
     }
     match value {
         Value::Object(map) => {
-            let open = schema.preserve_unknown || (schema.properties.is_empty() && schema.additional.is_some());
+            let open =
+                schema.preserve_unknown || (schema.properties.is_empty() && schema.additional.is_some());
             map.retain(|key, value| match schema.child(key) {
                 Some(inner) => {
                     prune(inner, value, &join(path, key), unknown, depth + 1);
@@ -290,7 +310,9 @@ fn default(schema: &Schema, value: &mut Value) {
     match value {
         Value::Object(map) => {
             for (key, inner) in &schema.properties {
-                let unset = map.get(key).is_none_or(|value| value.is_null() && !inner.nullable);
+                let unset = map
+                    .get(key)
+                    .is_none_or(|value| value.is_null() && !inner.nullable);
                 if unset && let Some(value) = &inner.default {
                     map.insert(key.clone(), value.clone());
                 }
@@ -350,7 +372,10 @@ fn wrong_type(schema: &Schema, value: &Value, path: &str) -> Cause {
     Cause::type_invalid(
         if path.is_empty() { "<nil>" } else { path },
         &format!("\"{shown}\""),
-        &format!("{path} in body must be of type {}: \"{shown}\"", type_name(schema)),
+        &format!(
+            "{path} in body must be of type {}: \"{shown}\"",
+            type_name(schema)
+        ),
     )
 }
 
@@ -427,7 +452,9 @@ fn duplicates(schema: &Schema, items: &[Value], path: &str, causes: &mut Vec<Cau
             let shown: Value = if keys.is_empty() {
                 item.clone()
             } else {
-                keys.iter().filter_map(|key| Some((key.clone(), item.get(key)?.clone()))).collect()
+                keys.iter()
+                    .filter_map(|key| Some((key.clone(), item.get(key)?.clone())))
+                    .collect()
             };
             causes.push(Cause::duplicate(format!("{path}[{at}]"), &shown));
         }
@@ -437,13 +464,20 @@ fn duplicates(schema: &Schema, items: &[Value], path: &str, causes: &mut Vec<Cau
 fn limits(schema: &Schema, value: &Value, path: &str, causes: &mut Vec<Cause>) {
     let Some(limits) = &schema.limits else { return };
     let body = |told: String| Cause::invalid(path, value, &format!("{path} in body {told}"));
-    let count = |key: &str| limits.get(key).and_then(Value::as_u64).and_then(|it| usize::try_from(it).ok());
+    let count = |key: &str| {
+        limits
+            .get(key)
+            .and_then(Value::as_u64)
+            .and_then(|it| usize::try_from(it).ok())
+    };
     if let Some(allowed) = limits.get("enum").and_then(Value::as_array)
         && !value.is_null()
         && !allowed.contains(value)
     {
-        let words: Vec<String> =
-            allowed.iter().map(|it| it.as_str().map_or_else(|| it.to_string(), str::to_owned)).collect();
+        let words: Vec<String> = allowed
+            .iter()
+            .map(|it| it.as_str().map_or_else(|| it.to_string(), str::to_owned))
+            .collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         causes.push(Cause::unsupported(path, value, &words));
     }

@@ -68,7 +68,9 @@ async fn log(request: &Request<'_>) -> Result<Answer, ApiError> {
     let limit = asked.limit_bytes;
     let stream = source(asked).await.map_err(ApiError::bad_request)?;
     let end = request.api.stream_token();
-    let mut left = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    let mut left = limit
+        .and_then(|limit| usize::try_from(limit).ok())
+        .unwrap_or(usize::MAX);
     let pieces = stream
         .take_until(async move { end.cancelled().await })
         .map(move |piece: Bytes| {
@@ -83,12 +85,22 @@ async fn log(request: &Request<'_>) -> Result<Answer, ApiError> {
 
 /// Deletes a pod unless a PodDisruptionBudget says that too few would stay.
 fn evict(request: &Request<'_>) -> Result<Answer, ApiError> {
-    let eviction = if request.body.is_empty() { json!({}) } else { codec::read(request)? };
+    let eviction = if request.body.is_empty() {
+        json!({})
+    } else {
+        codec::read(request)?
+    };
     let store = &request.api.0.store;
-    let pod = store.get(&request.resource.storage, &request.key()).ok_or_else(|| request.not_found())?;
-    let running = !matches!(pod.value["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"))
-        && pod.value["metadata"].get("deletionTimestamp").is_none();
-    let budgets = store.list(&"policy/poddisruptionbudgets".into(), Some(&request.namespace)).0;
+    let pod = store
+        .get(&request.resource.storage, &request.key())
+        .ok_or_else(|| request.not_found())?;
+    let running = !matches!(
+        pod.value["status"]["phase"].as_str(),
+        Some("Succeeded" | "Failed" | "Pending")
+    ) && pod.value["metadata"].get("deletionTimestamp").is_none();
+    let budgets = store
+        .list(&"policy/poddisruptionbudgets".into(), Some(&request.namespace))
+        .0;
     let budgets: Vec<_> = budgets
         .into_iter()
         .filter(|budget| super::validate::selector_matches(&budget.value["spec"]["selector"], &pod.value))
@@ -100,7 +112,8 @@ fn evict(request: &Request<'_>) -> Result<Answer, ApiError> {
     }
     if let Some(budget) = budgets.first().filter(|_| running) {
         let status = &budget.value["status"];
-        let observed = status["observedGeneration"].as_i64() >= budget.value["metadata"]["generation"].as_i64();
+        let observed =
+            status["observedGeneration"].as_i64() >= budget.value["metadata"]["generation"].as_i64();
         if !observed || status["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
             let name = budget.value["metadata"]["name"].as_str().unwrap_or_default();
             let told = format!(
@@ -114,7 +127,10 @@ fn evict(request: &Request<'_>) -> Result<Answer, ApiError> {
             ));
         }
     }
-    let options = eviction.get("deleteOptions").cloned().unwrap_or_else(|| json!({}));
+    let options = eviction
+        .get("deleteOptions")
+        .cloned()
+        .unwrap_or_else(|| json!({}));
     let inner = Request {
         api: request.api,
         user: request.user,
@@ -139,7 +155,12 @@ fn bind(request: &Request<'_>) -> Result<Answer, ApiError> {
     let binding = codec::read(request)?;
     let node = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
     if node.is_empty() {
-        return Err(ApiError::invalid("", "Binding", &request.name, &[Cause::required("target.name", "")]));
+        return Err(ApiError::invalid(
+            "",
+            "Binding",
+            &request.name,
+            &[Cause::required("target.name", "")],
+        ));
     }
     let intent = Intent::of(request, Operation::Update)?;
     for _ in 0..5 {
@@ -173,7 +194,10 @@ fn bind(request: &Request<'_>) -> Result<Answer, ApiError> {
 
 /// Puts a condition in the place of the one of its type.
 fn set_condition(pod: &mut Value, condition: Value) {
-    let mut all = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let mut all = pod["status"]["conditions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     all.retain(|it| it["type"] != condition["type"]);
     all.push(condition);
     pod["status"]["conditions"] = Value::Array(all);

@@ -110,7 +110,14 @@ impl Comparison {
 pub(crate) fn compare(schema: &Schema, before: &Value, after: &Value) -> Comparison {
     let any = Schema::any();
     let mut comparison = Comparison::default();
-    diff(schema, Some(before), Some(after), &any, &mut Vec::new(), &mut comparison);
+    diff(
+        schema,
+        Some(before),
+        Some(after),
+        &any,
+        &mut Vec::new(),
+        &mut comparison,
+    );
     comparison
 }
 
@@ -122,7 +129,9 @@ fn diff(
     path: &mut Vec<Step>,
     out: &mut Comparison,
 ) {
-    let Some(shape) = after.filter(|it| !it.is_null()).or(before).or(after) else { return };
+    let Some(shape) = after.filter(|it| !it.is_null()).or(before).or(after) else {
+        return;
+    };
     let empty = |value: Option<&Value>| {
         value.is_none_or(|value| match value {
             Value::Null => true,
@@ -159,10 +168,20 @@ fn diff(
             let left = before.and_then(Value::as_object).unwrap_or(&none);
             let right = after.and_then(Value::as_object).unwrap_or(&none);
             for (key, value) in left {
-                go(Step::Field(key.clone()), child(schema, key, any), Some(value), right.get(key));
+                go(
+                    Step::Field(key.clone()),
+                    child(schema, key, any),
+                    Some(value),
+                    right.get(key),
+                );
             }
             for (key, value) in right.iter().filter(|(key, _)| !left.contains_key(*key)) {
-                go(Step::Field(key.clone()), child(schema, key, any), None, Some(value));
+                go(
+                    Step::Field(key.clone()),
+                    child(schema, key, any),
+                    None,
+                    Some(value),
+                );
             }
         }
         Node::Items(keys) => {
@@ -220,12 +239,21 @@ fn merge_in(schema: &Schema, live: Option<&Value>, config: &Value, any: &Schema)
 }
 
 /// Items keep the order of `config`; items only in `live` stay where they were among them.
-fn merge_items(schema: &Schema, keys: &[String], live: &[Value], config: &[Value], any: &Schema) -> Vec<Value> {
+fn merge_items(
+    schema: &Schema,
+    keys: &[String],
+    live: &[Value],
+    config: &[Value],
+    any: &Schema,
+) -> Vec<Value> {
     let left: Vec<(Step, &Value)> = live.iter().map(|item| (item_step(keys, item), item)).collect();
     let right: Vec<(Step, &Value)> = config.iter().map(|item| (item_step(keys, item), item)).collect();
     let in_left = |step: &Step| left.iter().find(|it| it.0 == *step).map(|it| it.1);
     let in_right = |step: &Step| right.iter().any(|it| it.0 == *step);
-    let mut shared = right.iter().map(|it| &it.0).filter(|step| in_left(step).is_some());
+    let mut shared = right
+        .iter()
+        .map(|it| &it.0)
+        .filter(|step| in_left(step).is_some());
     let mut next_shared = shared.next();
     let mut merged: Vec<&Step> = Vec::new();
     let mut out = Vec::new();

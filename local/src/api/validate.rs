@@ -76,7 +76,9 @@ fn common(resource: &Resource, object: &Value, causes: &mut Vec<Cause>) {
         ("", "Service") => service(object, causes),
         ("", "Pod") => workloads::pod_spec(&object["spec"], "spec", causes),
         ("", "ConfigMap" | "Secret") => data(object, causes),
-        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet") => workloads::workload(resource, object, causes),
+        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet") => {
+            workloads::workload(resource, object, causes)
+        }
         ("discovery.k8s.io", "EndpointSlice") => slice(object, causes),
         ("coordination.k8s.io", "Lease") => lease(object, causes),
         ("autoscaling", "HorizontalPodAutoscaler") => autoscaler(object, causes),
@@ -87,7 +89,9 @@ fn common(resource: &Resource, object: &Value, causes: &mut Vec<Cause>) {
 
 /// Fields that a schema requires, under `spec`. (What the server fills in elsewhere is not asked for.)
 fn required(schema: &Schema, object: &Value, path: &str, causes: &mut Vec<Cause>) {
-    let Some(spec) = schema.properties.get("spec") else { return };
+    let Some(spec) = schema.properties.get("spec") else {
+        return;
+    };
     if object.get("spec").is_some_and(Value::is_object) {
         required_in(spec, &object["spec"], &format!("{path}spec"), causes);
     }
@@ -97,7 +101,9 @@ fn required_in(schema: &Schema, value: &Value, path: &str, causes: &mut Vec<Caus
     match value {
         Value::Object(map) => {
             for key in &schema.required {
-                let empty = map.get(key).is_none_or(|value| value.is_null() || *value == json!(""));
+                let empty = map
+                    .get(key)
+                    .is_none_or(|value| value.is_null() || *value == json!(""));
                 // Said with more words by the workload's own rules.
                 let own = matches!(key.as_str(), "selector" | "template") && schema.name.contains("apps.v1");
                 if empty && !own {
@@ -134,7 +140,12 @@ fn metadata(object: &Value, causes: &mut Vec<Cause>) {
     if bytes > MOST_ANNOTATION_BYTES {
         causes.push(Cause::too_long("metadata.annotations", MOST_ANNOTATION_BYTES));
     }
-    for (at, finalizer) in metadata["finalizers"].as_array().into_iter().flatten().enumerate() {
+    for (at, finalizer) in metadata["finalizers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let text = finalizer.as_str().unwrap_or_default();
         let built_in = matches!(text, "foregroundDeletion" | "orphan" | "kubernetes");
         let field = format!("metadata.finalizers[{at}]");
@@ -149,7 +160,12 @@ fn metadata(object: &Value, causes: &mut Vec<Cause>) {
         }
     }
     let mut controllers = 0;
-    for (at, owner) in metadata["ownerReferences"].as_array().into_iter().flatten().enumerate() {
+    for (at, owner) in metadata["ownerReferences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         for key in ["apiVersion", "kind", "name", "uid"] {
             if owner[key].as_str().is_none_or(str::is_empty) {
                 let field = format!("metadata.ownerReferences[{at}].{key}");
@@ -184,7 +200,11 @@ pub(crate) fn labels(labels: &Value, field: &str, causes: &mut Vec<Cause>) {
 pub(crate) fn port_number(value: &Value, field: String, causes: &mut Vec<Cause>) {
     let good = value.as_i64().is_some_and(|port| (1..=65_535).contains(&port));
     if !good && !value.is_null() {
-        causes.push(Cause::invalid(field, value, "must be between 1 and 65535, inclusive"));
+        causes.push(Cause::invalid(
+            field,
+            value,
+            "must be between 1 and 65535, inclusive",
+        ));
     }
 }
 
@@ -237,11 +257,19 @@ fn service(object: &Value, causes: &mut Vec<Cause>) {
         )),
     }
     if !matches!(spec["sessionAffinity"].as_str(), Some("None" | "ClientIP")) {
-        causes.push(Cause::unsupported("spec.sessionAffinity", &spec["sessionAffinity"], &["ClientIP", "None"]));
+        causes.push(Cause::unsupported(
+            "spec.sessionAffinity",
+            &spec["sessionAffinity"],
+            &["ClientIP", "None"],
+        ));
     }
     for key in ["internalTrafficPolicy", "externalTrafficPolicy"] {
         if spec.get(key).is_some() && !matches!(spec[key].as_str(), Some("Cluster" | "Local")) {
-            causes.push(Cause::unsupported(format!("spec.{key}"), &spec[key], &["Cluster", "Local"]));
+            causes.push(Cause::unsupported(
+                format!("spec.{key}"),
+                &spec[key],
+                &["Cluster", "Local"],
+            ));
         }
     }
     labels(&spec["selector"], "spec.selector", causes);
@@ -277,7 +305,9 @@ fn data(object: &Value, causes: &mut Vec<Cause>) {
             bytes += value.as_str().map_or(0, str::len);
             let good = key.len() <= 253
                 && !matches!(key.as_str(), "." | "..")
-                && key.bytes().all(|it| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'_' | b'.'));
+                && key
+                    .bytes()
+                    .all(|it| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'_' | b'.'));
             if !good || key.is_empty() {
                 causes.push(Cause::invalid(
                     format!("{map}[{key}]"),
@@ -297,7 +327,11 @@ fn slice(object: &Value, causes: &mut Vec<Cause>) {
     if kind.is_empty() {
         causes.push(Cause::required("addressType", ""));
     } else if !matches!(kind, "IPv4" | "IPv6" | "FQDN") {
-        causes.push(Cause::unsupported("addressType", &object["addressType"], &["FQDN", "IPv4", "IPv6"]));
+        causes.push(Cause::unsupported(
+            "addressType",
+            &object["addressType"],
+            &["FQDN", "IPv4", "IPv6"],
+        ));
     }
     let endpoints: Vec<&Value> = object["endpoints"].as_array().into_iter().flatten().collect();
     if endpoints.len() > 1_000 {
@@ -351,7 +385,10 @@ fn slice(object: &Value, causes: &mut Vec<Cause>) {
 
 fn lease(object: &Value, causes: &mut Vec<Cause>) {
     let spec = &object["spec"];
-    if spec["leaseDurationSeconds"].as_i64().is_some_and(|seconds| seconds <= 0) {
+    if spec["leaseDurationSeconds"]
+        .as_i64()
+        .is_some_and(|seconds| seconds <= 0)
+    {
         causes.push(Cause::invalid(
             "spec.leaseDurationSeconds",
             &spec["leaseDurationSeconds"],
@@ -371,11 +408,19 @@ fn autoscaler(object: &Value, causes: &mut Vec<Cause>) {
     let spec = &object["spec"];
     if let Some(most) = spec["maxReplicas"].as_i64() {
         if most < 1 {
-            causes.push(Cause::invalid("spec.maxReplicas", &spec["maxReplicas"], "must be greater than 0"));
+            causes.push(Cause::invalid(
+                "spec.maxReplicas",
+                &spec["maxReplicas"],
+                "must be greater than 0",
+            ));
         }
         let least = spec["minReplicas"].as_i64().unwrap_or(1);
         if least < 1 {
-            causes.push(Cause::invalid("spec.minReplicas", &json!(least), "must be greater than or equal to 1"));
+            causes.push(Cause::invalid(
+                "spec.minReplicas",
+                &json!(least),
+                "must be greater than or equal to 1",
+            ));
         }
         if most < least {
             causes.push(Cause::invalid(
@@ -400,7 +445,11 @@ fn definition(object: &Value, causes: &mut Vec<Cause>) {
         ));
     }
     if !matches!(text("/scope"), "Namespaced" | "Cluster") {
-        causes.push(Cause::unsupported("spec.scope", &spec["scope"], &["Cluster", "Namespaced"]));
+        causes.push(Cause::unsupported(
+            "spec.scope",
+            &spec["scope"],
+            &["Cluster", "Namespaced"],
+        ));
     }
     let versions: Vec<&Value> = spec["versions"].as_array().into_iter().flatten().collect();
     if versions.is_empty() {
@@ -424,13 +473,7 @@ fn definition(object: &Value, causes: &mut Vec<Cause>) {
 }
 
 /// Fields that cannot change.
-fn immutable(
-    resource: &Resource,
-    live: &Value,
-    next: &Value,
-    subresource: &str,
-    causes: &mut Vec<Cause>,
-) {
+fn immutable(resource: &Resource, live: &Value, next: &Value, subresource: &str, causes: &mut Vec<Cause>) {
     if resource.custom {
         return;
     }
@@ -453,10 +496,14 @@ fn immutable(
         }
         ("", "ConfigMap") => frozen(live, next, causes),
         ("", "Pod") => workloads::pod_update(live, next, subresource, causes),
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            if live["roleRef"] != next["roleRef"] {
-                causes.push(Cause::invalid("roleRef", &next["roleRef"], "cannot change roleRef"));
-            }
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding")
+            if live["roleRef"] != next["roleRef"] =>
+        {
+            causes.push(Cause::invalid(
+                "roleRef",
+                &next["roleRef"],
+                "cannot change roleRef",
+            ));
         }
         ("", "Service") => service_update(live, next, causes),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => {
@@ -489,12 +536,18 @@ fn frozen(live: &Value, next: &Value, causes: &mut Vec<Cause>) {
     }
     let empty = Map::new();
     if next["immutable"] != true {
-        causes.push(Cause::forbidden("immutable", "field is immutable when `immutable` is set"));
+        causes.push(Cause::forbidden(
+            "immutable",
+            "field is immutable when `immutable` is set",
+        ));
     }
     for key in ["data", "binaryData"] {
         let map = |value: &Value| value[key].as_object().unwrap_or(&empty).clone();
         if map(live) != map(next) {
-            causes.push(Cause::forbidden(key, "field is immutable when `immutable` is set"));
+            causes.push(Cause::forbidden(
+                key,
+                "field is immutable when `immutable` is set",
+            ));
         }
     }
 }

@@ -111,7 +111,10 @@ pub(crate) fn start(request: &Request<'_>) -> Result<Reply, ApiError> {
     } else {
         (Vec::new(), store.watch(&resource.storage, version.unwrap_or(0)))
     };
-    let timeout = request.query.number("timeoutSeconds")?.filter(|&seconds| seconds > 0);
+    let timeout = request
+        .query
+        .number("timeoutSeconds")?
+        .filter(|&seconds| seconds > 0);
     let now = Instant::now();
     let mut watch = Watch {
         open: Open::new(request.api),
@@ -144,7 +147,10 @@ pub(crate) fn start(request: &Request<'_>) -> Result<Reply, ApiError> {
         let line = watch.next().await?;
         Some((Ok::<_, std::io::Error>(Frame::data(line)), watch))
     });
-    Ok(Reply::Stream("application/json", StreamBody::new(lines.boxed()).boxed_unsync()))
+    Ok(Reply::Stream(
+        "application/json",
+        StreamBody::new(lines.boxed()).boxed_unsync(),
+    ))
 }
 
 impl Watch {
@@ -168,7 +174,12 @@ impl Watch {
             }
             match self.cursor.read(&self.open.0.0.store) {
                 Err(error) => {
-                    self.open.0.0.counters.watches_expired.fetch_add(1, Ordering::Relaxed);
+                    self.open
+                        .0
+                        .0
+                        .counters
+                        .watches_expired
+                        .fetch_add(1, Ordering::Relaxed);
                     self.over = true;
                     let line = json!({ "type": "ERROR", "object": error.to_status() });
                     return Some(Bytes::from(format!("{line}\n")));
@@ -231,7 +242,10 @@ impl Watch {
         if !self.namespace.is_empty() && change.key.0 != self.namespace {
             return None;
         }
-        let before = change.before.as_ref().is_some_and(|stored| self.wants(&stored.value));
+        let before = change
+            .before
+            .as_ref()
+            .is_some_and(|stored| self.wants(&stored.value));
         let after = !change.deleted && self.wants(&change.after.value);
         Some(match (before, after) {
             (false, false) => return None,

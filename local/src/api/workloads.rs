@@ -18,7 +18,12 @@ fn not_negative(value: &Value, field: String, causes: &mut Vec<Cause>) {
 /// Deployments, ReplicaSets and StatefulSets.
 pub(crate) fn workload(resource: &Resource, object: &Value, causes: &mut Vec<Cause>) {
     let spec = &object["spec"];
-    for key in ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
+    for key in [
+        "replicas",
+        "minReadySeconds",
+        "revisionHistoryLimit",
+        "progressDeadlineSeconds",
+    ] {
         not_negative(&spec[key], format!("spec.{key}"), causes);
     }
     let selector = &spec["selector"];
@@ -38,15 +43,26 @@ pub(crate) fn workload(resource: &Resource, object: &Value, causes: &mut Vec<Cau
             "`selector` does not match template `labels`",
         ));
     }
-    labels(&template["metadata"]["labels"], "spec.template.metadata.labels", causes);
+    labels(
+        &template["metadata"]["labels"],
+        "spec.template.metadata.labels",
+        causes,
+    );
     pod_spec(&template["spec"], "spec.template.spec", causes);
     let policy = &template["spec"]["restartPolicy"];
     if policy.is_string() && policy != "Always" {
-        causes.push(Cause::unsupported("spec.template.spec.restartPolicy", policy, &["Always"]));
+        causes.push(Cause::unsupported(
+            "spec.template.spec.restartPolicy",
+            policy,
+            &["Always"],
+        ));
     }
     if resource.kind == "Deployment" {
         strategy(&spec["strategy"], causes);
-        let (ready, deadline) = (spec["minReadySeconds"].as_i64(), spec["progressDeadlineSeconds"].as_i64());
+        let (ready, deadline) = (
+            spec["minReadySeconds"].as_i64(),
+            spec["progressDeadlineSeconds"].as_i64(),
+        );
         if let (Some(ready), Some(deadline)) = (ready.or(Some(0)), deadline)
             && deadline <= ready
         {
@@ -62,7 +78,12 @@ pub(crate) fn workload(resource: &Resource, object: &Value, causes: &mut Vec<Cau
 /// A selector with `matchLabels` and `matchExpressions`.
 fn label_selector(selector: &Value, field: &str, causes: &mut Vec<Cause>) {
     labels(&selector["matchLabels"], &format!("{field}.matchLabels"), causes);
-    for (at, expression) in selector["matchExpressions"].as_array().into_iter().flatten().enumerate() {
+    for (at, expression) in selector["matchExpressions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let field = format!("{field}.matchExpressions[{at}]");
         let some = expression["values"].as_array().is_some_and(|all| !all.is_empty());
         match expression["operator"].as_str() {
@@ -101,8 +122,9 @@ fn strategy(strategy: &Value, causes: &mut Vec<Cause>) {
                 let field = format!("spec.strategy.rollingUpdate.{key}");
                 match value {
                     Value::String(text) => {
-                        let number =
-                            text.strip_suffix('%').filter(|text| text.bytes().all(|it| it.is_ascii_digit()));
+                        let number = text
+                            .strip_suffix('%')
+                            .filter(|text| text.bytes().all(|it| it.is_ascii_digit()));
                         match number.and_then(|text| text.parse::<u32>().ok()) {
                             None => causes.push(Cause::invalid(
                                 field,
@@ -147,7 +169,10 @@ pub(crate) fn pod_spec(spec: &Value, field: &str, causes: &mut Vec<Cause>) {
     for (at, volume) in spec["volumes"].as_array().into_iter().flatten().enumerate() {
         let name = volume["name"].as_str().unwrap_or_default();
         if !name.is_empty() && !volumes.insert(name) {
-            causes.push(Cause::duplicate(format!("{field}.volumes[{at}].name"), &volume["name"]));
+            causes.push(Cause::duplicate(
+                format!("{field}.volumes[{at}].name"),
+                &volume["name"],
+            ));
         }
     }
     let mut seen = BTreeSet::new();
@@ -192,7 +217,10 @@ fn container(container: &Value, field: &str, volumes: &BTreeSet<&str>, causes: &
             "must not have leading or trailing whitespace",
         ));
     }
-    if !matches!(container["imagePullPolicy"].as_str(), None | Some("Always" | "IfNotPresent" | "Never")) {
+    if !matches!(
+        container["imagePullPolicy"].as_str(),
+        None | Some("Always" | "IfNotPresent" | "Never")
+    ) {
         causes.push(Cause::unsupported(
             format!("{field}.imagePullPolicy"),
             &container["imagePullPolicy"],
@@ -225,7 +253,12 @@ fn container(container: &Value, field: &str, volumes: &BTreeSet<&str>, causes: &
             ));
         }
     }
-    for (at, mount) in container["volumeMounts"].as_array().into_iter().flatten().enumerate() {
+    for (at, mount) in container["volumeMounts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         if mount["name"].as_str().is_some_and(|name| !volumes.contains(name)) {
             causes.push(Cause {
                 reason: "FieldValueNotFound",
@@ -247,18 +280,31 @@ fn probe(probe: &Value, field: &str, kind: &str, causes: &mut Vec<Cause>) {
     if count == 0 {
         causes.push(Cause::required(field, "must specify a handler type"));
     } else if count > 1 {
-        causes.push(Cause::forbidden(field, "may not specify more than 1 handler type"));
+        causes.push(Cause::forbidden(
+            field,
+            "may not specify more than 1 handler type",
+        ));
     }
     for key in ["httpGet", "tcpSocket", "grpc"] {
         if probe[key].is_object() {
             port_reference(&probe[key]["port"], format!("{field}.{key}.port"), causes);
         }
     }
-    for key in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+    for key in [
+        "initialDelaySeconds",
+        "timeoutSeconds",
+        "periodSeconds",
+        "successThreshold",
+        "failureThreshold",
+    ] {
         not_negative(&probe[key], format!("{field}.{key}"), causes);
     }
     if kind != "readinessProbe" && probe["successThreshold"].as_i64().is_some_and(|it| it != 1) {
-        causes.push(Cause::invalid(format!("{field}.successThreshold"), &probe["successThreshold"], "must be 1"));
+        causes.push(Cause::invalid(
+            format!("{field}.successThreshold"),
+            &probe["successThreshold"],
+            "must be 1",
+        ));
     }
 }
 
@@ -267,7 +313,12 @@ pub(crate) fn pod_update(live: &Value, next: &Value, subresource: &str, causes: 
     let fixed = |pod: &Value| {
         let mut spec = pod["spec"].clone();
         if let Some(map) = spec.as_object_mut() {
-            for key in ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "schedulingGates"] {
+            for key in [
+                "activeDeadlineSeconds",
+                "tolerations",
+                "terminationGracePeriodSeconds",
+                "schedulingGates",
+            ] {
                 map.remove(key);
             }
         }
@@ -277,7 +328,12 @@ pub(crate) fn pod_update(live: &Value, next: &Value, subresource: &str, causes: 
             map.remove("nodeName");
         }
         for key in ["containers", "initContainers"] {
-            for container in spec.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten() {
+            for container in spec
+                .get_mut(key)
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
                 if let Some(map) = container.as_object_mut() {
                     map.remove("image");
                 }
@@ -296,8 +352,13 @@ pub(crate) fn pod_update(live: &Value, next: &Value, subresource: &str, causes: 
 /// What may change of a StatefulSet is a short list.
 pub(crate) fn stateful_set_update(live: &Value, next: &Value, causes: &mut Vec<Cause>) {
     const FREE: &[&str] = &[
-        "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit",
-        "persistentVolumeClaimRetentionPolicy", "minReadySeconds",
+        "replicas",
+        "ordinals",
+        "template",
+        "updateStrategy",
+        "revisionHistoryLimit",
+        "persistentVolumeClaimRetentionPolicy",
+        "minReadySeconds",
     ];
     let fixed = |set: &Value| {
         let mut spec = set["spec"].as_object().cloned().unwrap_or_default();

@@ -75,8 +75,16 @@ impl From<ApiError> for Failed {
     }
 }
 
-fn answer(request: &Request<'_>, code: u16, stored: &Stored, warnings: Vec<String>) -> Result<Answer, ApiError> {
-    Ok(Answer { reply: read::show(request, code, stored)?, warnings })
+fn answer(
+    request: &Request<'_>,
+    code: u16,
+    stored: &Stored,
+    warnings: Vec<String>,
+) -> Result<Answer, ApiError> {
+    Ok(Answer {
+        reply: read::show(request, code, stored)?,
+        warnings,
+    })
 }
 
 /// POST.
@@ -88,11 +96,16 @@ pub(crate) fn create(request: &Request<'_>) -> Result<Answer, ApiError> {
     // A generated name that is taken is tried again with another suffix.
     for _ in 0..7 {
         match insert(request, object.clone(), &intent, &mut warnings) {
-            Err(error) if error.reason == "AlreadyExists" && object["metadata"]["name"].as_str().is_none() => {}
+            Err(error)
+                if error.reason == "AlreadyExists" && object["metadata"]["name"].as_str().is_none() => {}
             other => return answer(request, 201, &*other?, warnings),
         }
     }
-    Err(ApiError::already_exists(&request.resource.group, &request.resource.plural, "generated name"))
+    Err(ApiError::already_exists(
+        &request.resource.group,
+        &request.resource.plural,
+        "generated name",
+    ))
 }
 
 /// Creates `object`, which is in the request's version.
@@ -119,7 +132,11 @@ fn insert(
         validate::create(&stored_as, &object)?;
         if intent.dry_run {
             if api.0.store.get(&resource.storage, &key).is_some() {
-                return Err(ApiError::already_exists(&resource.group, &resource.plural, &key.1));
+                return Err(ApiError::already_exists(
+                    &resource.group,
+                    &resource.plural,
+                    &key.1,
+                ));
             }
             let mut shown = Stored::new(object, 0);
             if let Some(stored) = Arc::get_mut(&mut shown)
@@ -142,14 +159,21 @@ fn insert(
     } else if let Ok(stored) = &result {
         api.0.addresses.lock().keep(lease);
         api.written(&stored_as, &stored.value);
-        return Ok(api.0.store.get(&resource.storage, &key).unwrap_or_else(|| Arc::clone(stored)));
+        return Ok(api
+            .0
+            .store
+            .get(&resource.storage, &key)
+            .unwrap_or_else(|| Arc::clone(stored)));
     }
     result
 }
 
 /// Objects of two versions are owned in the version in which they are stored.
 fn stored_manager(stored_as: &Resource, manager: &Manager) -> Manager {
-    Manager { api_version: stored_as.api_version(), ..manager.clone() }
+    Manager {
+        api_version: stored_as.api_version(),
+        ..manager.clone()
+    }
 }
 
 /// The metadata of an object that is to be created.
@@ -158,11 +182,23 @@ fn new_metadata(request: &Request<'_>, object: &mut Value) -> Result<(), ApiErro
     let Some(metadata) = object["metadata"].as_object_mut() else {
         return Err(ApiError::bad_request("metadata is not an object"));
     };
-    if metadata.get("resourceVersion").is_some_and(|version| !matches!(version.as_str(), Some("") | None)) {
-        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
-    }
-    for key in ["resourceVersion", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"]
+    if metadata
+        .get("resourceVersion")
+        .is_some_and(|version| !matches!(version.as_str(), Some("") | None))
     {
+        return Err(ApiError::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        ));
+    }
+    for key in [
+        "resourceVersion",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "generation",
+    ] {
         metadata.remove(key);
     }
     if resource.namespaced {
@@ -177,24 +213,43 @@ fn new_metadata(request: &Request<'_>, object: &mut Value) -> Result<(), ApiErro
                 ));
             }
         }
-    } else if metadata.get("namespace").and_then(Value::as_str).is_some_and(|it| !it.is_empty()) {
-        return Err(ApiError::bad_request("namespace is not allowed for cluster-scoped resources"));
+    } else if metadata
+        .get("namespace")
+        .and_then(Value::as_str)
+        .is_some_and(|it| !it.is_empty())
+    {
+        return Err(ApiError::bad_request(
+            "namespace is not allowed for cluster-scoped resources",
+        ));
     } else {
         metadata.remove("namespace");
     }
-    let named = metadata.get("name").and_then(Value::as_str).is_some_and(|name| !name.is_empty());
+    let named = metadata
+        .get("name")
+        .and_then(Value::as_str)
+        .is_some_and(|name| !name.is_empty());
     if !named {
         metadata.remove("name");
-        if let Some(prefix) = metadata.get("generateName").and_then(Value::as_str).filter(|it| !it.is_empty()) {
+        if let Some(prefix) = metadata
+            .get("generateName")
+            .and_then(Value::as_str)
+            .filter(|it| !it.is_empty())
+        {
             // Names that a controller derives from it must fit into a label, so 63 - 5.
             let prefix: String = prefix.chars().take(58).collect();
-            metadata.insert("name".to_owned(), json!(format!("{prefix}{}", names::random_suffix())));
+            metadata.insert(
+                "name".to_owned(),
+                json!(format!("{prefix}{}", names::random_suffix())),
+            );
         } else {
             return Err(ApiError::invalid(
                 &resource.group,
                 &resource.kind,
                 "",
-                &[Cause::required("metadata.name", "name or generateName is required")],
+                &[Cause::required(
+                    "metadata.name",
+                    "name or generateName is required",
+                )],
             ));
         }
     }
@@ -260,7 +315,10 @@ pub(crate) fn update(request: &Request<'_>) -> Result<Answer, ApiError> {
         }
     }
     let warnings = structural::check(resource, &mut object, intent.validation)?;
-    let given = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+    let given = object["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     for _ in 0..PATCH_TRIES {
         let Some(live) = request.api.0.store.get(&resource.storage, &request.key()) else {
             if resource.create_on_update() && given.is_empty() && request.subresource.is_empty() {
@@ -275,7 +333,11 @@ pub(crate) fn update(request: &Request<'_>) -> Result<Answer, ApiError> {
                 &resource.group,
                 &resource.kind,
                 &request.name,
-                &[Cause::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update")],
+                &[Cause::invalid(
+                    "metadata.resourceVersion",
+                    &json!(0),
+                    "must be specified for an update",
+                )],
             ));
         }
         let next = convert::to_storage(resource, object.clone());
@@ -303,7 +365,11 @@ fn allows_unconditional_update(resource: &Resource) -> bool {
 pub(crate) fn patch(request: &Request<'_>) -> Result<Answer, ApiError> {
     let resource = &request.resource;
     let patch = patch::Patch::read(request)?;
-    let operation = if patch.is_apply() { Operation::Apply } else { Operation::Update };
+    let operation = if patch.is_apply() {
+        Operation::Apply
+    } else {
+        Operation::Update
+    };
     let intent = Intent::of(request, operation)?;
     for _ in 0..PATCH_TRIES {
         let Some(live) = request.api.0.store.get(&resource.storage, &request.key()) else {
@@ -311,9 +377,12 @@ pub(crate) fn patch(request: &Request<'_>) -> Result<Answer, ApiError> {
         };
         let before = read::value_in(resource, &live);
         let mut warnings = Vec::new();
-        let outcome = patch.on(request, &before, &intent, &mut warnings).map_err(Failed::from).and_then(
-            |patched| {
-                let pinned = patched.value["metadata"]["resourceVersion"] != before["metadata"]["resourceVersion"];
+        let outcome = patch
+            .on(request, &before, &intent, &mut warnings)
+            .map_err(Failed::from)
+            .and_then(|patched| {
+                let pinned =
+                    patched.value["metadata"]["resourceVersion"] != before["metadata"]["resourceVersion"];
                 let next = convert::to_storage(resource, patched.value);
                 let result = match patched.fields {
                     Some(fields) => commit_applied(request, &live, next, fields, &intent),
@@ -327,8 +396,7 @@ pub(crate) fn patch(request: &Request<'_>) -> Result<Answer, ApiError> {
                     ))),
                     other => other,
                 }
-            },
-        );
+            });
         match outcome {
             Ok(written) => return answer(request, 200, written.stored(), warnings),
             Err(Failed::Raced) => {}
@@ -339,18 +407,19 @@ pub(crate) fn patch(request: &Request<'_>) -> Result<Answer, ApiError> {
 }
 
 /// Server-side apply of an object that is not there creates it; any other patch does not.
-fn create_by_apply(
-    request: &Request<'_>,
-    patch: &patch::Patch,
-    intent: &Intent,
-) -> Result<Answer, ApiError> {
-    let patch::Patch::Apply(config) = patch else { return Err(request.not_found()) };
+fn create_by_apply(request: &Request<'_>, patch: &patch::Patch, intent: &Intent) -> Result<Answer, ApiError> {
+    let patch::Patch::Apply(config) = patch else {
+        return Err(request.not_found());
+    };
     if !request.subresource.is_empty() {
         return Err(request.not_found());
     }
     let mut object = config.clone();
     codec::check_kind(&request.resource, &mut object)?;
-    if object["metadata"]["uid"].as_str().is_some_and(|uid| !uid.is_empty()) {
+    if object["metadata"]["uid"]
+        .as_str()
+        .is_some_and(|uid| !uid.is_empty())
+    {
         let resource = &request.resource;
         return Err(ApiError::conflict(
             &resource.group,
@@ -365,7 +434,10 @@ fn create_by_apply(
     let mut checked = object.clone();
     structural::check_applied(&request.resource, &mut checked, intent.validation)?;
     let owned = apply::owned_by_config(&request.resource, &checked, "");
-    let intent = Intent { applied: Some(owned), ..intent.clone() };
+    let intent = Intent {
+        applied: Some(owned),
+        ..intent.clone()
+    };
     let mut warnings = Vec::new();
     let stored = insert(request, object, &intent, &mut warnings)?;
     answer(request, 201, &stored, warnings)
@@ -380,9 +452,17 @@ pub(crate) fn commit(
 ) -> Result<Written, Failed> {
     let stored_as = convert::storage_resource(request.api, &request.resource);
     let manager = stored_manager(&stored_as, &intent.manager);
-    replace(request.api, &stored_as, &request.subresource, live, next, intent.dry_run, |next| {
-        apply::track(&stored_as, Some(&live.value), next, &manager, None);
-    })
+    replace(
+        request.api,
+        &stored_as,
+        &request.subresource,
+        live,
+        next,
+        intent.dry_run,
+        |next| {
+            apply::track(&stored_as, Some(&live.value), next, &manager, None);
+        },
+    )
 }
 
 /// Writes the outcome of a server-side apply, whose managed fields are known already.
@@ -394,9 +474,17 @@ fn commit_applied(
     intent: &Intent,
 ) -> Result<Written, Failed> {
     let stored_as = convert::storage_resource(request.api, &request.resource);
-    replace(request.api, &stored_as, &request.subresource, live, next, intent.dry_run, |next| {
-        apply::set_entries(next, fields);
-    })
+    replace(
+        request.api,
+        &stored_as,
+        &request.subresource,
+        live,
+        next,
+        intent.dry_run,
+        |next| {
+            apply::set_entries(next, fields);
+        },
+    )
 }
 
 fn replace(
@@ -411,7 +499,11 @@ fn replace(
     let key = read::key_of(&live.value);
     keep_metadata(resource, &live.value, &mut next)?;
     keep_other_half(resource, subresource, &live.value, &mut next);
-    let lease = api.0.addresses.lock().take(resource, &mut next, Some(&live.value))?;
+    let lease = api
+        .0
+        .addresses
+        .lock()
+        .take(resource, &mut next, Some(&live.value))?;
     let result = (|| {
         defaults::fill(resource, &mut next);
         if resource.has_generation() && defaults::spec_differs(resource, &live.value, &next) {
@@ -429,11 +521,17 @@ fn replace(
         }
         let metadata = &next["metadata"];
         let going = metadata.get("deletionTimestamp").is_some();
-        let held = metadata["finalizers"].as_array().is_some_and(|all| !all.is_empty());
+        let held = metadata["finalizers"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty());
         let grace = metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
         let held = held || resource.is("", "Namespace") && has_spec_finalizers(&next);
         if going && !held && grace == 0 {
-            let gone = api.0.store.delete(&resource.storage, &key, live, next).map_err(|_| Failed::Raced)?;
+            let gone = api
+                .0
+                .store
+                .delete(&resource.storage, &key, live, next)
+                .map_err(|_| Failed::Raced)?;
             api.deleted(resource, &gone.value);
             return Ok(Written::Gone(gone));
         }
@@ -452,7 +550,10 @@ fn replace(
 }
 
 pub(crate) fn has_spec_finalizers(namespace: &Value) -> bool {
-    namespace.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|all| !all.is_empty())
+    namespace
+        .pointer("/spec/finalizers")
+        .and_then(Value::as_array)
+        .is_some_and(|all| !all.is_empty())
 }
 
 /// Metadata that a writer cannot change, and the two preconditions in it.
@@ -464,7 +565,10 @@ fn keep_metadata(resource: &Resource, live: &Value, next: &mut Value) -> Result<
         return Err(ApiError::bad_request("metadata is not an object"));
     };
     let given = |new: &Map<String, Value>, key: &str| {
-        new.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
+        new.get(key)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
     };
     if let Some(uid) = given(new, "uid").filter(|uid| Some(uid.as_str()) != old["uid"].as_str()) {
         let held = old["uid"].as_str().unwrap_or_default();
@@ -481,12 +585,23 @@ fn keep_metadata(resource: &Resource, live: &Value, next: &mut Value) -> Result<
     for key in ["name", "namespace"] {
         let same = given(new, key).is_none_or(|it| old.get(key).and_then(Value::as_str) == Some(it.as_str()));
         if !same {
-            return invalid(Cause::invalid(format!("metadata.{key}"), &new[key], "field is immutable"));
+            return invalid(Cause::invalid(
+                format!("metadata.{key}"),
+                &new[key],
+                "field is immutable",
+            ));
         }
     }
     for key in [
-        "name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds",
-        "generation", "resourceVersion", "generateName",
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "resourceVersion",
+        "generateName",
     ] {
         match old.get(key) {
             Some(value) => new.insert(key.to_owned(), value.clone()),
@@ -496,13 +611,21 @@ fn keep_metadata(resource: &Resource, live: &Value, next: &mut Value) -> Result<
     new.remove("selfLink");
     if old.contains_key("deletionTimestamp") {
         let names = |metadata: &Map<String, Value>| -> Vec<String> {
-            let all = metadata.get("finalizers").and_then(Value::as_array).into_iter().flatten();
+            let all = metadata
+                .get("finalizers")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten();
             all.filter_map(|it| it.as_str().map(str::to_owned)).collect()
         };
         let had = names(&old);
         let added: Vec<String> = names(new).into_iter().filter(|it| !had.contains(it)).collect();
         if !added.is_empty() {
-            let shown = added.iter().map(|it| format!("\"{it}\"")).collect::<Vec<_>>().join(", ");
+            let shown = added
+                .iter()
+                .map(|it| format!("\"{it}\""))
+                .collect::<Vec<_>>()
+                .join(", ");
             return invalid(Cause::forbidden(
                 "metadata.finalizers",
                 &format!(
@@ -558,8 +681,14 @@ impl Api {
         if !resource.is("apiextensions.k8s.io", "CustomResourceDefinition") {
             return;
         }
-        let plural = value.pointer("/spec/names/plural").and_then(Value::as_str).unwrap_or_default();
-        let group = value.pointer("/spec/group").and_then(Value::as_str).unwrap_or_default();
+        let plural = value
+            .pointer("/spec/names/plural")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let group = value
+            .pointer("/spec/group")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         {
             let mut registry = self.0.registry.write();
             let mut next = (**registry).clone();
@@ -575,7 +704,9 @@ impl Api {
     /// Says that the custom resource is served from now on.
     fn establish(&self, resource: &Resource, value: &Value) {
         let key = read::key_of(value);
-        let Some(live) = self.0.store.get(&resource.storage, &key) else { return };
+        let Some(live) = self.0.store.get(&resource.storage, &key) else {
+            return;
+        };
         let mut next = live.value.clone();
         next["status"] = defaults::crd_status(&live.value);
         if next["status"] != live.value["status"] {
@@ -588,8 +719,14 @@ impl Api {
     pub(crate) fn deleted(&self, resource: &Resource, value: &Value) {
         self.0.addresses.lock().free(resource, value);
         if resource.is("apiextensions.k8s.io", "CustomResourceDefinition") {
-            let plural = value.pointer("/spec/names/plural").and_then(Value::as_str).unwrap_or_default();
-            let group = value.pointer("/spec/group").and_then(Value::as_str).unwrap_or_default();
+            let plural = value
+                .pointer("/spec/names/plural")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            let group = value
+                .pointer("/spec/group")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
             let storage: Arc<str> = format!("{group}/{plural}").into();
             for object in self.0.store.list(&storage, None).0 {
                 let key = read::key_of(&object.value);
@@ -615,7 +752,11 @@ impl Api {
                 "spec": { "finalizers": ["kubernetes"] },
                 "status": { "phase": "Active" },
             });
-            drop(self.0.store.create(&storage, (String::new(), name.to_owned()), namespace));
+            drop(
+                self.0
+                    .store
+                    .create(&storage, (String::new(), name.to_owned()), namespace),
+            );
         }
     }
 }

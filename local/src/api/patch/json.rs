@@ -24,7 +24,9 @@ pub(super) fn read(body: &[u8]) -> Result<json_patch::Patch, ApiError> {
 pub(super) fn apply(before: &Value, patch: &json_patch::Patch) -> Result<Value, ApiError> {
     let mut value = before.clone();
     json_patch::patch(&mut value, &patch.0).map_err(|error| {
-        ApiError::unprocessable(format!("the server rejected our request due to an error in our request: {error}"))
+        ApiError::unprocessable(format!(
+            "the server rejected our request due to an error in our request: {error}"
+        ))
     })?;
     Ok(value)
 }

@@ -3,7 +3,9 @@
 use serde_json::{Map, Value};
 
 pub(crate) fn apply(before: &Value, patch: &Value) -> Value {
-    let Some(changes) = patch.as_object() else { return patch.clone() };
+    let Some(changes) = patch.as_object() else {
+        return patch.clone();
+    };
     let mut result = before.as_object().cloned().unwrap_or_else(Map::new);
     for (key, change) in changes {
         if change.is_null() {
@@ -28,8 +30,16 @@ mod tests {
             (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
             (json!({"a": "b"}), json!({"a": null}), json!({})),
             (json!({"a": [1, 2]}), json!({"a": [3]}), json!({"a": [3]})),
-            (json!({"a": {"b": 1, "c": 2}}), json!({"a": {"b": null}}), json!({"a": {"c": 2}})),
-            (json!({"a": 1}), json!({"b": {"c": null, "d": 1}}), json!({"a": 1, "b": {"d": 1}})),
+            (
+                json!({"a": {"b": 1, "c": 2}}),
+                json!({"a": {"b": null}}),
+                json!({"a": {"c": 2}}),
+            ),
+            (
+                json!({"a": 1}),
+                json!({"b": {"c": null, "d": 1}}),
+                json!({"a": 1, "b": {"d": 1}}),
+            ),
         ] {
             assert_eq!(apply(&before, &patch), after);
         }

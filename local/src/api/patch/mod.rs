@@ -4,8 +4,6 @@ mod json;
 mod merge;
 mod strategic;
 
-pub(crate) use merge::apply as merge;
-
 use serde_json::Value;
 
 use super::request::{Request, Validation};
@@ -34,7 +32,11 @@ impl Patch {
     pub(crate) fn read(request: &Request<'_>) -> Result<Self, ApiError> {
         let body = &request.body;
         let whole = |value: Value| {
-            if value.is_object() { Ok(value) } else { Err(ApiError::bad_request("the patch is not an object")) }
+            if value.is_object() {
+                Ok(value)
+            } else {
+                Err(ApiError::bad_request("the patch is not an object"))
+            }
         };
         match request.content_type() {
             "application/json-patch+json" => json::read(body).map(Self::Json),
@@ -48,7 +50,10 @@ impl Patch {
                         "meta.k8s.io",
                         "PatchOptions",
                         "",
-                        &[super::status::Cause::required("fieldManager", "is required for apply patch")],
+                        &[super::status::Cause::required(
+                            "fieldManager",
+                            "is required for apply patch",
+                        )],
                     ));
                 }
                 whole(codec::yaml(body)?).map(Self::Apply)
@@ -80,14 +85,20 @@ impl Patch {
             *warnings = structural::check_applied(resource, &mut config, intent.validation)?;
             let force = request.query.flag("force");
             let (value, fields) = apply::apply(resource, before, &config, &intent.manager, force)?;
-            return Ok(Patched { value, fields: Some(fields) });
+            return Ok(Patched {
+                value,
+                fields: Some(fields),
+            });
         }
         if request.query.get("force").is_some() {
             return Err(ApiError::invalid(
                 "meta.k8s.io",
                 "PatchOptions",
                 "",
-                &[super::status::Cause::forbidden("force", "may not be specified for non-apply patch")],
+                &[super::status::Cause::forbidden(
+                    "force",
+                    "may not be specified for non-apply patch",
+                )],
             ));
         }
         let mut value = match self {
@@ -96,7 +107,11 @@ impl Patch {
         };
         codec::check_kind(resource, &mut value)?;
         // What was stored is right; only what the patch brought can be wrong.
-        let validation = if value == *before { Validation::Ignore } else { intent.validation };
+        let validation = if value == *before {
+            Validation::Ignore
+        } else {
+            intent.validation
+        };
         *warnings = structural::check(resource, &mut value, validation)?;
         Ok(Patched { value, fields: None })
     }
@@ -105,7 +120,9 @@ impl Patch {
     pub(crate) fn plain(&self, before: &Value) -> Result<Value, ApiError> {
         match self {
             Self::Json(patch) => json::apply(before, patch),
-            Self::Merge(patch) | Self::Strategic(patch) | Self::Apply(patch) => Ok(merge::apply(before, patch)),
+            Self::Merge(patch) | Self::Strategic(patch) | Self::Apply(patch) => {
+                Ok(merge::apply(before, patch))
+            }
         }
     }
 }

@@ -108,9 +108,15 @@ fn list(
     schema: &Schema,
     any: &Schema,
 ) -> Result<Vec<Value>, ApiError> {
-    let replace = patch.iter().any(|item| item.get(PATCH).is_some_and(|it| it == "replace"));
+    let replace = patch
+        .iter()
+        .any(|item| item.get(PATCH).is_some_and(|it| it == "replace"));
     if schema.list == ListKind::Atomic || replace {
-        return Ok(patch.iter().filter(|item| item.get(PATCH).is_none()).cloned().collect());
+        return Ok(patch
+            .iter()
+            .filter(|item| item.get(PATCH).is_none())
+            .cloned()
+            .collect());
     }
     let Some(key) = merge_key(schema) else {
         let mut result = before.to_vec();
@@ -128,7 +134,9 @@ fn list(
     let mut result = before.to_vec();
     for item in patch {
         let Some(change) = item.as_object() else {
-            return Err(ApiError::bad_request("a list with merge key holds something that is no object"));
+            return Err(ApiError::bad_request(
+                "a list with merge key holds something that is no object",
+            ));
         };
         let Some(value) = change.get(key) else {
             return Err(ApiError::bad_request(format!(
@@ -154,16 +162,23 @@ fn list(
 
 /// Orders items as `order` says; those it does not name stay behind the item that preceded them.
 fn sort(items: Vec<Value>, before: &[Value], order: &[Value], key: Option<&str>) -> Vec<Value> {
-    let name = |item: &Value| key.map_or_else(|| item.clone(), |key| item.get(key).cloned().unwrap_or_default());
+    let name =
+        |item: &Value| key.map_or_else(|| item.clone(), |key| item.get(key).cloned().unwrap_or_default());
     let rank = |item: &Value| order.iter().position(|it| name(it) == name(item));
     let (mut named, others): (Vec<Value>, Vec<Value>) = items.into_iter().partition(|it| rank(it).is_some());
     named.sort_by_key(|item| rank(item));
     for item in others {
-        let own = before.iter().position(|it| name(it) == name(&item)).unwrap_or(usize::MAX);
-        // Before the first named item that used to follow it.
-        let place = named
+        let own = before
             .iter()
-            .position(|it| before.iter().position(|old| name(old) == name(it)).is_some_and(|at| at > own));
+            .position(|it| name(it) == name(&item))
+            .unwrap_or(usize::MAX);
+        // Before the first named item that used to follow it.
+        let place = named.iter().position(|it| {
+            before
+                .iter()
+                .position(|old| name(old) == name(it))
+                .is_some_and(|at| at > own)
+        });
         named.insert(place.unwrap_or(named.len()), item);
     }
     named
@@ -185,7 +200,8 @@ mod tests {
 
     #[test]
     fn lists_with_keys_merge_by_key() {
-        let before = json!({"containers": [{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}]});
+        let before =
+            json!({"containers": [{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}]});
         let after = on_pod_spec(
             before.clone(),
             json!({"containers": [{"name": "a", "env": [{"name": "Y", "value": "2"}]}, {"name": "b"}]}),
@@ -197,10 +213,15 @@ mod tests {
                 {"name": "b"}
             ])
         );
-        let gone = on_pod_spec(before.clone(), json!({"containers": [{"name": "a", "$patch": "delete"}]}));
+        let gone = on_pod_spec(
+            before.clone(),
+            json!({"containers": [{"name": "a", "$patch": "delete"}]}),
+        );
         assert_eq!(gone["containers"], json!([]));
-        let replaced =
-            on_pod_spec(before, json!({"containers": [{"name": "z"}, {"$patch": "replace"}]}));
+        let replaced = on_pod_spec(
+            before,
+            json!({"containers": [{"name": "z"}, {"$patch": "replace"}]}),
+        );
         assert_eq!(replaced["containers"], json!([{"name": "z"}]));
     }
 
@@ -221,7 +242,10 @@ mod tests {
                 "containers": [{"name": "a", "image": "x"}],
             }),
         );
-        assert_eq!(after["containers"], json!([{"name": "b"}, {"name": "c"}, {"name": "a", "image": "x"}]));
+        assert_eq!(
+            after["containers"],
+            json!([{"name": "b"}, {"name": "c"}, {"name": "a", "image": "x"}])
+        );
     }
 
     #[test]
@@ -231,6 +255,9 @@ mod tests {
             before,
             json!({"volumes": [{"name": "v", "$retainKeys": ["name", "configMap"], "configMap": {"name": "m"}}]}),
         );
-        assert_eq!(after["volumes"], json!([{"name": "v", "configMap": {"name": "m"}}]));
+        assert_eq!(
+            after["volumes"],
+            json!([{"name": "v", "configMap": {"name": "m"}}])
+        );
     }
 }
