@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{explain, get, hello, logs};
+use crate::{doctor, explain, get, hello, logs, order, system, uninstall};
 
 /// Scale-to-zero for ordinary Kubernetes Services.
 #[derive(Debug, Parser)]
@@ -18,16 +18,35 @@ pub(crate) struct Line {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run the data plane: hold, route, limit, retry, count
+    Activator(system::Activator),
+    /// Run the control plane: capture, scale
+    Autoscaler(system::Autoscaler),
     /// Show the Services that Dormouse knows: asleep or awake, and why
     Get(get::Args),
     /// Explain one Service, or the annotations
     Explain(explain::Args),
+    /// Look for whatever stands in the way of the installation or a Service
+    Doctor(doctor::Args),
+    /// Wake a Service now
+    Wake(order::Args),
+    /// Send a Service to sleep now
+    Sleep(order::Args),
+    /// Give every Service back, so that Dormouse can be removed
+    Uninstall(uninstall::Args),
     /// Print the custom resource definitions as YAML
     Crds,
     /// Print a completion script for a shell
     Completion(Completion),
     /// Serve the example application
     Hello(hello::Args),
+}
+
+impl Command {
+    /// Whether it runs until it is told to end, and so says what it does as it goes.
+    pub(crate) fn is_process(&self) -> bool {
+        matches!(self, Self::Activator(_) | Self::Autoscaler(_) | Self::Hello(_))
+    }
 }
 
 #[derive(Debug, Args)]

@@ -6,14 +6,21 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use kube::client::ConfigExt as _;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use tower::{BoxError, ServiceBuilder};
 
 use crate::args::{Cluster, Scope};
 use crate::failure::Failure;
 
 /// Longest for a connection to the API server. It is near, or down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An idle connection to the API server is asked for a sign of life after this long, and given up after twice that.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// A client, and where it points.
 pub(crate) struct Connected {
@@ -35,6 +42,42 @@ pub(crate) async fn connect(scope: &Scope) -> Result<Connected, Failure> {
     let client = Client::try_from(config)
         .map_err(|error| Failure::Usage(format!("cannot use the configuration for {url}: {error}")))?;
     Ok(Connected { client, namespace, url })
+}
+
+/// Connects for a process of the system.
+///
+/// kube answers every request on a pooled connection of its own, without any limit of its own, so that a hundred wakes
+/// leave at once. A watch that has died silently is found by the kernel's keep-alive.
+///
+/// # Errors
+/// When there is no cluster to be found, or its configuration makes no sense.
+pub(crate) async fn process(cluster: &Cluster) -> Result<Client, Failure> {
+    let config = config(cluster).await?;
+    let url = config.cluster_url.to_string();
+    let wrong = |error: &dyn std::fmt::Display| {
+        Failure::Usage(format!("cannot use the configuration for {url}: {error}"))
+    };
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    http.set_keepalive(Some(KEEP_ALIVE));
+    http.set_keepalive_interval(Some(KEEP_ALIVE / 3));
+    http.set_keepalive_retries(Some(3));
+    let https = config.rustls_https_connector_with_connector(http).map_err(|error| wrong(&error))?;
+    let pool = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(90))
+        .build(https);
+    let auth = config.auth_layer().map_err(|error| wrong(&error))?;
+    let headers = config.extra_headers_layer().map_err(|error| wrong(&error))?;
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .layer(headers)
+        .option_layer(auth)
+        .map_err(BoxError::from)
+        .service(pool);
+    Ok(Client::new(service, config.default_namespace))
 }
 
 /// The configuration of the cluster that is meant.

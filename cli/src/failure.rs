@@ -15,6 +15,12 @@ pub(crate) enum Failure {
     Process(anyhow::Error),
 }
 
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Process(error.into())
+    }
+}
+
 impl Failure {
     /// Prints it, and says how the process exits.
     pub(crate) fn report(self) -> ExitCode {

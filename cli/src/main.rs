@@ -11,14 +11,18 @@
 
 mod args;
 mod client;
+mod doctor;
 mod duration;
 mod explain;
 mod failure;
 mod get;
 mod hello;
 mod logs;
+mod order;
 mod output;
 mod signals;
+mod system;
+mod uninstall;
 
 use std::process::ExitCode;
 
@@ -42,14 +46,17 @@ fn main() -> ExitCode {
 }
 
 async fn run(line: Line) -> Result<(), Failure> {
-    let default_filter = match &line.command {
-        Command::Hello(_) => "info",
-        _ => "warn",
-    };
-    let _set_log = logs::start(&line.logs, default_filter).map_err(Failure::Usage)?;
+    let default_filter = if line.command.is_process() { "info" } else { "warn" };
+    let set_log = logs::start(&line.logs, default_filter).map_err(Failure::Usage)?;
     match line.command {
+        Command::Activator(args) => system::activator(args, set_log).await,
+        Command::Autoscaler(args) => system::autoscaler(args, set_log).await,
         Command::Get(args) => get::run(args).await,
         Command::Explain(args) => explain::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Wake(args) => order::run(order::Order::Wake, args).await,
+        Command::Sleep(args) => order::run(order::Order::Sleep, args).await,
+        Command::Uninstall(args) => uninstall::run(args).await,
         Command::Crds => output::print(&crds_yaml()?),
         Command::Completion(args) => {
             let mut text = Vec::new();
@@ -57,7 +64,7 @@ async fn run(line: Line) -> Result<(), Failure> {
             output::print(&String::from_utf8_lossy(&text))
         }
         Command::Hello(args) => {
-            let signals = signals::Signals::install().map_err(|error| Failure::Process(error.into()))?;
+            let signals = signals::Signals::install()?;
             hello::run(args, signals.shutdown, signals.abort).await.map_err(Failure::Process)
         }
     }

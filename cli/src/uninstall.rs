@@ -1,0 +1,158 @@
+//! `dormouse uninstall`: gives every Service back, awake and as it was, and says what can be deleted then.
+
+use std::collections::BTreeSet;
+use std::io::{IsTerminal as _, Write as _};
+use std::pin::pin;
+use std::time::Duration;
+
+use crds::Route;
+use crds::names::{CLI_MANAGER, LEASE, RELEASE_ALL_ANNOTATION, SYSTEM_NAMESPACE};
+use futures::TryStreamExt as _;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::runtime::watcher;
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+
+use crate::args::{Cluster, Scope};
+use crate::client::{Connected, connect, failed};
+use crate::failure::Failure;
+use crate::{duration, output};
+
+/// Options of `dormouse uninstall`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    cluster: Cluster,
+    /// Namespace that Dormouse runs in
+    #[arg(long, default_value = SYSTEM_NAMESPACE, value_name = "NAME", help_heading = "Cluster")]
+    system_namespace: String,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// How long to wait
+    #[arg(long, default_value = "5m", value_parser = duration::parse)]
+    timeout: Duration,
+}
+
+/// # Errors
+/// When the cluster cannot be asked, or Services are left.
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let scope = Scope { cluster: args.cluster.clone(), namespace: Some(args.system_namespace.clone()) };
+    let connected = connect(&scope).await?;
+    let routes: Api<Route> = Api::all(connected.client.clone());
+    let found = match routes.list(&ListParams::default()).await {
+        Ok(list) => list.items,
+        // Without the CRDs nothing is captured.
+        Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
+        Err(error) => return Err(failed("list Routes", &connected.url, &error)),
+    };
+    let left: BTreeSet<String> = found.iter().map(key).collect();
+    if !left.is_empty() {
+        confirm(&args, left.len(), &connected.url)?;
+    }
+    ask(&args, &connected, left.is_empty()).await?;
+    release(&args, routes, left, &connected).await?;
+    output::print(&last_words(&args.system_namespace))
+}
+
+fn key(route: &Route) -> String {
+    format!("{}/{}", route.namespace().unwrap_or_default(), route.name_any())
+}
+
+fn confirm(args: &Args, count: usize, url: &str) -> Result<(), Failure> {
+    if args.yes {
+        return Ok(());
+    }
+    let question = format!("Give back {count} Services at {url}: each is woken and gets its traffic directly.");
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::Usage(format!("{question} Say --yes to go on")));
+    }
+    eprint!("{question} Go on? [y/N] ");
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    let read = std::io::stdin().read_line(&mut answer);
+    match answer.trim() {
+        "y" | "Y" | "yes" if read.is_ok() => Ok(()),
+        _ => Err(Failure::No(Some("nothing was changed".to_owned()))),
+    }
+}
+
+/// Tells the autoscaler, through its Lease, so that it also captures nothing new meanwhile.
+async fn ask(args: &Args, connected: &Connected, nothing_left: bool) -> Result<(), Failure> {
+    let leases: Api<Lease> = Api::namespaced(connected.client.clone(), &args.system_namespace);
+    let patch = json!({ "metadata": { "annotations": { RELEASE_ALL_ANNOTATION: "true" } } });
+    let params = PatchParams { field_manager: Some(CLI_MANAGER.to_owned()), ..PatchParams::default() };
+    match leases.patch(LEASE, &params, &Patch::Merge(&patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 && nothing_left => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Err(Failure::No(Some(format!(
+            "there is no Lease {LEASE} in namespace {}: no autoscaler has run there, so nobody can give the Services \
+             back; start one, or name its namespace with --system-namespace",
+            args.system_namespace
+        )))),
+        Err(error) => Err(failed("write to the Lease of the autoscaler", &connected.url, &error)),
+    }
+}
+
+/// Waits until no Route is left, and tells of each that goes.
+async fn release(
+    args: &Args,
+    routes: Api<Route>,
+    mut left: BTreeSet<String>,
+    connected: &Connected,
+) -> Result<(), Failure> {
+    if left.is_empty() {
+        return output::print("No Service is opted in.\n");
+    }
+    let all = left.len();
+    let watch = async {
+        let mut events = pin!(watcher(routes, watcher::Config::default()));
+        let mut listed = BTreeSet::new();
+        while let Some(event) = events.try_next().await? {
+            match event {
+                watcher::Event::Init => listed.clear(),
+                watcher::Event::InitApply(route) => _ = listed.insert(key(&route)),
+                watcher::Event::InitDone => {
+                    let gone: Vec<_> = left.difference(&listed).cloned().collect();
+                    gone.iter().for_each(|name| given_back(&mut left, name));
+                    left.extend(std::mem::take(&mut listed));
+                }
+                watcher::Event::Apply(route) => _ = left.insert(key(&route)),
+                watcher::Event::Delete(route) => given_back(&mut left, &key(&route)),
+            }
+            if left.is_empty() {
+                break;
+            }
+        }
+        Ok::<(), watcher::Error>(())
+    };
+    let waited = tokio::time::timeout(args.timeout, watch).await;
+    match waited {
+        Ok(Ok(())) => output::print(&format!("Given back: {all}.\n")),
+        Ok(Err(error)) => Err(Failure::Api(format!("cannot watch Routes at {}: {error}", connected.url))),
+        Err(_) => Err(Failure::No(Some(format!(
+            "after {:?} these are not given back: {}. `dormouse get -A` says why; the autoscaler goes on",
+            args.timeout,
+            left.into_iter().collect::<Vec<_>>().join(", ")
+        )))),
+    }
+}
+
+fn given_back(left: &mut BTreeSet<String>, name: &str) {
+    if left.remove(name) {
+        // A reader that has gone away must not stop the release.
+        let _ = output::print(&format!("given back: {name}\n"));
+    }
+}
+
+fn last_words(namespace: &str) -> String {
+    format!(
+        "Nothing is captured any more, and the autoscaler captures nothing new. To remove the rest:
+  kubectl delete namespace {namespace}
+  kubectl delete customresourcedefinition routes.dormouse.dev
+The annotations on your Services do nothing without Dormouse. To take the Services back instead:
+  kubectl annotate lease {LEASE} -n {namespace} {RELEASE_ALL_ANNOTATION}-
+"
+    )
+}
