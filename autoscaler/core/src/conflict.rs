@@ -21,15 +21,20 @@ pub struct Conflict {
     /// The last ones, oldest first; never more than [`FLIPS`], because more change nothing.
     flips: VecDeque<Time>,
     manager: String,
+    /// There were enough of them; only calm ends it.
+    stopped: bool,
 }
 
 impl Conflict {
     /// Notes that `manager` changed what we had written.
     pub fn flipped(&mut self, now: Time, manager: &str) {
+        self.stopped = self.stopped(now);
+        self.flips.retain(|at| now.since(*at) < CALM);
         self.flips.push_back(now);
         if self.flips.len() > FLIPS {
             self.flips.pop_front();
         }
+        self.stopped |= self.flips.len() == FLIPS;
         manager.clone_into(&mut self.manager);
     }
 
@@ -52,10 +57,8 @@ impl Conflict {
     /// Whether we have stopped writing.
     #[must_use]
     pub fn stopped(&self, now: Time) -> bool {
-        let (Some(first), Some(last)) = (self.flips.front(), self.flips.back()) else {
-            return false;
-        };
-        self.flips.len() == FLIPS && last.since(*first) < CALM && now.since(*last) < CALM
+        let last = self.flips.back();
+        self.stopped && last.is_some_and(|last| now.since(*last) < CALM)
     }
 
     /// When it will be calm, if nobody writes before.

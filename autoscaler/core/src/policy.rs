@@ -142,6 +142,7 @@ pub struct Policy {
     knobs: Knobs,
     target: f64,
     total: f64,
+    panic_threshold: f64,
 }
 
 /// With no target given: requests per pod.
@@ -162,8 +163,24 @@ impl Policy {
     /// Names the first knob that is out of its range; the user has to change it.
     pub fn new(knobs: Knobs) -> Result<Self, Invalid> {
         check(&knobs)?;
+        Ok(Self::resolved(knobs))
+    }
+
+    fn resolved(knobs: Knobs) -> Self {
         let (target, total) = resolve(&knobs);
-        Ok(Self { knobs, target, total })
+        let panic_threshold = knobs.panic_threshold_percentage / 100.0;
+        Self {
+            knobs,
+            target,
+            total,
+            panic_threshold,
+        }
+    }
+
+    /// Sets a threshold that users may not set, for Knative's own cases.
+    #[cfg(test)]
+    pub(crate) fn set_panic_threshold(&mut self, threshold: f64) {
+        self.panic_threshold = threshold;
     }
 
     /// The knobs it was made from.
@@ -194,7 +211,7 @@ impl Policy {
     /// How many times the ready pods' capacity starts a panic.
     #[must_use]
     pub fn panic_threshold(&self) -> f64 {
-        self.knobs.panic_threshold_percentage / 100.0
+        self.panic_threshold
     }
 
     /// The keep-alive as a fixed time: what was asked for, or the default of the adaptive algorithm.
@@ -219,9 +236,7 @@ impl Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        let knobs = Knobs::default();
-        let (target, total) = resolve(&knobs);
-        Self { knobs, target, total }
+        Self::resolved(Knobs::default())
     }
 }
 
