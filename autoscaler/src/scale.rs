@@ -323,8 +323,10 @@ impl Scaler {
             .ready_pods(key)
             .max(traffic.ready)
             .max(workload.ready_replicas);
+        let before = (unit.want, unit.waking, unit.ready());
         let (seen, started) = unit.observe(&workload, ready, now);
         let warm = leads_since.elapsed() >= WARM_UP && self.fleet.missing().is_empty();
+        let started_first = started.first().copied();
         let situation = Situation {
             now,
             traffic: &traffic,
@@ -334,11 +336,19 @@ impl Scaler {
             complete: warm,
             command,
         };
-        let before = (unit.want, unit.waking, unit.ready());
         let Some(outcome) = unit.step(&self.clock, situation) else {
             return;
         };
         unit.want = outcome.replicas;
+        if before.2 == 0
+            && let Some(took) = started_first
+        {
+            let note = format!(
+                "a pod was ready {:.1} s after it was asked for",
+                took.as_secs_f64()
+            );
+            self.tell(unit, false, "Awake", "Scale", note);
+        }
         let waiting = outcome.replicas > 0 && ready == 0;
         let withdrawn = unit.health.observe(waiting, now);
         if withdrawn {

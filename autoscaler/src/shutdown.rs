@@ -7,9 +7,13 @@
 use std::future::Future;
 use std::time::Duration;
 
+use crds::route::{Workload, WorkloadKind};
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+
+use crate::config::Args;
+use crate::watch::Index;
 
 /// Longest time for one phase after the first.
 const EACH: Duration = Duration::from_secs(2);
@@ -112,6 +116,41 @@ impl Phases {
             }
             limit = EACH;
         }
+    }
+}
+
+/// Whether the Deployment that this process belongs to is gone or going: then nobody will be here to serve Services.
+pub(crate) fn removed(index: &Index, args: &Args) -> bool {
+    let Some(name) = &args.deployment else {
+        return false;
+    };
+    // What is not watched cannot be told from what is not there.
+    let watched = args
+        .watch_namespace
+        .as_ref()
+        .is_none_or(|only| *only == args.namespace);
+    let workload = Workload {
+        kind: WorkloadKind::Deployment,
+        name: name.clone(),
+    };
+    watched
+        && index
+            .workload(&args.namespace, &workload)
+            .is_none_or(|deployment| deployment.deleting)
+}
+
+/// Waits until no Route is left, at most for `limit`.
+pub(crate) async fn all_given_back(index: &Index, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    while !index.routes().is_empty() {
+        if Instant::now() >= deadline {
+            tracing::warn!(
+                left = index.routes().len(),
+                "not all Services were given back in time"
+            );
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
