@@ -18,6 +18,8 @@ pub(crate) struct Line {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run manifests without Kubernetes: an embedded cluster with Dormouse inside
+    Local(local::Args),
     /// Run the data plane: hold, route, limit, retry, count
     Activator(system::Activator),
     /// Run the control plane: capture, scale
@@ -45,7 +47,7 @@ pub(crate) enum Command {
 impl Command {
     /// Whether it runs until it is told to end, and so says what it does as it goes.
     pub(crate) fn is_process(&self) -> bool {
-        matches!(self, Self::Activator(_) | Self::Autoscaler(_) | Self::Hello(_))
+        matches!(self, Self::Local(_) | Self::Activator(_) | Self::Autoscaler(_) | Self::Hello(_))
     }
 }
 

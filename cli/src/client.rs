@@ -3,6 +3,7 @@
 //! In this order: `--kubeconfig`; `KUBECONFIG`; the pod's own account; a `dormouse local` that is running; the usual
 //! `~/.kube/config`. No client-side rate limit stands in the way of a wake: kube has none.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ use crate::failure::Failure;
 
 /// Longest for a connection to the API server. It is near, or down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest for a connection to a `dormouse local`: it is on this machine.
+const LOCAL_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// An idle connection to the API server is asked for a sign of life after this long, and given up after twice that.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -133,9 +137,46 @@ fn options(cluster: &Cluster) -> KubeConfigOptions {
     KubeConfigOptions { context: cluster.context.clone(), ..Default::default() }
 }
 
-/// The kubeconfig of a `dormouse local` that answers.
+/// The kubeconfig of a `dormouse local` that answers; of several, the one started last.
 async fn running_local() -> Option<PathBuf> {
+    for path in local_kubeconfigs() {
+        if answers(&path).await {
+            return Some(path);
+        }
+    }
     None
+}
+
+/// Kubeconfigs at the places where `dormouse local` leaves one, the newest first. Only files of this user: in a folder
+/// that all may write to, anybody could leave one that points elsewhere.
+fn local_kubeconfigs() -> Vec<PathBuf> {
+    let own = rustix::process::getuid().as_raw();
+    let fixed = std::env::var_os("XDG_RUNTIME_DIR").map(|folder| PathBuf::from(folder).join("dormouse"));
+    let temporary = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    let temporary = temporary
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("dormouse-"))
+        .map(|entry| entry.path());
+    let mut found: Vec<_> = fixed
+        .into_iter()
+        .chain(temporary)
+        .filter(|folder| std::fs::symlink_metadata(folder).is_ok_and(|it| it.is_dir() && it.uid() == own))
+        .filter_map(|folder| {
+            let path = folder.join("kubeconfig");
+            let file = std::fs::symlink_metadata(&path).ok().filter(|it| it.is_file() && it.uid() == own)?;
+            Some((file.modified().ok()?, path))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().rev().map(|(_, path)| path).collect()
+}
+
+/// Whether the server of a kubeconfig takes connections.
+async fn answers(path: &Path) -> bool {
+    let Ok(file) = Kubeconfig::read_from(path) else { return false };
+    let Ok(config) = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await else { return false };
+    let Some(authority) = config.cluster_url.authority() else { return false };
+    let dial = tokio::net::TcpStream::connect(authority.as_str().to_owned());
+    matches!(tokio::time::timeout(LOCAL_TIMEOUT, dial).await, Ok(Ok(_)))
 }
 
 /// A sentence for an error of the API: what was being done, where, what to do.

@@ -21,6 +21,12 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Process(error)
+    }
+}
+
 impl Failure {
     /// Prints it, and says how the process exits.
     pub(crate) fn report(self) -> ExitCode {

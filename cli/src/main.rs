@@ -32,7 +32,13 @@ use kube::CustomResourceExt as _;
 use args::{Command, Line};
 use failure::Failure;
 
+/// How `dormouse local` starts a pod's process: before anything else here, as it becomes the pod's program.
+const POD: &str = "__pod";
+
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == POD) {
+        local::pod_main(std::env::args_os().skip(2));
+    }
     // Wrong flags end here, with exit code 2.
     let line = Line::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -49,6 +55,7 @@ async fn run(line: Line) -> Result<(), Failure> {
     let default_filter = if line.command.is_process() { "info" } else { "warn" };
     let set_log = logs::start(&line.logs, default_filter).map_err(Failure::Usage)?;
     match line.command {
+        Command::Local(args) => system::local(args, set_log).await,
         Command::Activator(args) => system::activator(args, set_log).await,
         Command::Autoscaler(args) => system::autoscaler(args, set_log).await,
         Command::Get(args) => get::run(args).await,

@@ -11,8 +11,8 @@ use crate::network::Publish;
 /// Flags of `dormouse local`.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Args {
-    /// Manifests: YAML or JSON files, or folders that are read with all below them.
-    #[arg(required = true, value_name = "FILE|DIR")]
+    /// Manifests: YAML or JSON files, or folders that are read with all below them. None: an empty cluster, for kubectl.
+    #[arg(value_name = "FILE|DIR")]
     pub files: Vec<PathBuf>,
 
     /// Where the front door listens: `http://SERVICE.localhost:PORT`, `http://SERVICE.NAMESPACE.localhost:PORT`.

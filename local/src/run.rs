@@ -255,6 +255,9 @@ async fn start_system(
             system::announce_activator(&api.client(), address)
                 .await
                 .context("announcing the activator")?;
+            if let Some(token) = system.autoscaler_token {
+                api.add_token(token, system::account("dormouse-autoscaler").as_str());
+            }
             let named: [(&str, Option<Part>); 2] = [
                 ("dormouse-activator", system.activator),
                 ("dormouse-autoscaler", system.autoscaler),

@@ -32,6 +32,8 @@ pub struct System {
     pub activator: Option<Part>,
     /// The autoscaler, for `--system in-process`.
     pub autoscaler: Option<Part>,
+    /// The token with which that autoscaler shows itself to activators: the API knows it as the autoscaler's account.
+    pub autoscaler_token: Option<String>,
 }
 
 /// Applies an object as ours.
