@@ -34,7 +34,7 @@ use crate::state::RouteKey;
 use crate::watch::slim::{Labels, ServiceFacts};
 
 pub(crate) use events::{EventWriter, Notice, Subject};
-pub(crate) use objects::{PrivateService, SliceEndpoint, SliceSpec, slice_name};
+pub(crate) use objects::{PrivateService, SliceEndpoint, SliceSpec, address_type, slice_name};
 
 /// Longest time for one request. A write that takes longer is most likely lost; the next look tells.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -106,11 +106,6 @@ impl Cluster {
         )
     }
 
-    /// The client, for reads that are made live.
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
-    }
-
     /// Whether this process may write.
     pub(crate) fn leads(&self) -> bool {
         self.leading.borrow().leader
@@ -162,9 +157,15 @@ impl Cluster {
 
     // Routes.
 
-    /// Creates or updates the Route of a Service, and returns it as it now is.
-    pub(crate) async fn apply_route(&self, service: &ServiceFacts, spec: &RouteSpec) -> Result<Route, Error> {
-        let body = objects::route(service, spec);
+    /// Creates or updates the Route of a Service, and returns it as it now is. `last_good`: what
+    /// [`crds::names::LAST_GOOD_ANNOTATION`] says.
+    pub(crate) async fn apply_route(
+        &self,
+        service: &ServiceFacts,
+        spec: &RouteSpec,
+        last_good: &str,
+    ) -> Result<Route, Error> {
+        let body = objects::route(service, spec, last_good);
         self.apply("route", &service.namespace, &service.name, &body)
             .await
     }

@@ -1,1 +1,268 @@
-//! Module.
+//! Who is in the data path: the capture controller.
+//!
+//! Each opted-in Service is looked at when something about it changed or when its own time has come: gather what the
+//! cluster shows, ask [`dormouse_core::capture`] for the next safe step, carry it out, publish an [`Entry`] for the scale
+//! side, and sleep until then. One look at a Service at a time, [`AT_ONCE`] Services at once; a captured Service at rest
+//! has no timer. Only a leader looks; a new one continues from what the cluster shows.
+
+mod gather;
+mod machine;
+mod perform;
+mod schedule;
+mod show;
+mod want;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::Settings;
+use crds::report::PoolKey;
+use dormouse_core::Time;
+use dormouse_core::capture::{Stage, Waits};
+use dormouse_core::ports::{Held, Ports};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::cluster::Cluster;
+use crate::ingest::{Ack, Fleet, Live, Probe};
+use crate::state::{Dirty, Registry, RouteKey};
+use crate::watch::Index;
+
+/// Services that are looked at side by side: most of a look is waiting for the API server.
+const AT_ONCE: usize = 64;
+/// How long a listening port rests after its Route is gone: longer than nodes may still send connections to it.
+const PORT_RESTS: Duration = Duration::from_secs(60);
+/// How long NetworkPolicies that were read stay good enough for a warning.
+const POLICIES_KEPT: Duration = Duration::from_secs(300);
+/// First and longest wait after a write that failed.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// What capture needs of the activators' streams. The second implementation is the tests'.
+pub(crate) trait Activators: Send + Sync + 'static {
+    /// The activators whose streams are live.
+    fn live(&self) -> Vec<Live>;
+    /// What live activators last said of a Route.
+    fn acks(&self, route: &RouteKey) -> Vec<Ack>;
+    /// Has an activator connect to an address.
+    fn probe(&self, route: &RouteKey, address: &str, tries: u32) -> impl Future<Output = Probe> + Send;
+    /// Routes whose acknowledgements changed.
+    fn acked(&self) -> Arc<Dirty<RouteKey>>;
+    /// Counts changes of [`Activators::live`].
+    fn changes(&self) -> watch::Receiver<u64>;
+}
+
+impl Activators for Fleet {
+    fn live(&self) -> Vec<Live> {
+        Fleet::live(self)
+    }
+    fn acks(&self, route: &RouteKey) -> Vec<Ack> {
+        Fleet::acks(self, route)
+    }
+    async fn probe(&self, route: &RouteKey, address: &str, tries: u32) -> Probe {
+        Fleet::probe(self, route, address, tries).await
+    }
+    fn acked(&self) -> Arc<Dirty<RouteKey>> {
+        Fleet::acked(self)
+    }
+    fn changes(&self) -> watch::Receiver<u64> {
+        Fleet::changes(self)
+    }
+}
+
+/// Whether requests of a pool are held or in flight at activators.
+pub(crate) type Busy = Arc<dyn Fn(&PoolKey) -> bool + Send + Sync>;
+
+/// The NetworkPolicies of a namespace.
+type Policies = Arc<Vec<NetworkPolicy>>;
+/// The id of a self-probe, and what happened instead when it did not land.
+type Outcome = (u64, Result<(), String>);
+/// A port of a Service: what a listening port is given to.
+type PortKey = (RouteKey, String);
+
+/// Captures Services and gives them back.
+pub(crate) struct Capture<A> {
+    clock: Clock,
+    waits: Waits,
+    index: Arc<Index>,
+    cluster: Arc<Cluster>,
+    fleet: Arc<A>,
+    registry: Arc<Registry>,
+    busy: Busy,
+    release_all: watch::Receiver<bool>,
+    ports: Mutex<Ports<PortKey>>,
+    policies: Mutex<HashMap<String, (Instant, Policies)>>,
+    /// Services to look at, besides those that the index marks.
+    again: Arc<Dirty<RouteKey>>,
+    /// Since when this process leads: streams need a moment to be dialled before their absence means something.
+    leads_since: Mutex<Option<Instant>>,
+}
+
+/// What is remembered of one Service from look to look.
+#[derive(Default)]
+struct Unit {
+    machine: machine::Memory,
+    /// Whether an earlier leader's proof was looked for.
+    inherited: bool,
+    /// uid of the Service that it is about.
+    uid: String,
+    /// The last good settings.
+    settings: Option<Arc<Settings>>,
+    /// What they were read from.
+    last_good: String,
+    stage: Stage,
+    /// The last self-probe that ended: its id and outcome.
+    probe: Arc<Mutex<Option<Outcome>>>,
+    /// Since when activators are listed beside pods, after a failure.
+    returned: Option<Time>,
+    /// Since when some live activator has not acknowledged the Route.
+    pending: Option<Time>,
+    /// Pools that the Route has left, and since when: activators may still be on their way out of them.
+    left: HashMap<PoolKey, Time>,
+    conditions: Vec<Condition>,
+    /// What users were told last, by reason.
+    told: HashMap<&'static str, String>,
+    failures: u32,
+}
+
+impl<A: Activators> Capture<A> {
+    /// A controller that has looked at nothing yet.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the wiring of one long-lived task, called once"
+    )]
+    pub(crate) fn new(
+        clock: Clock,
+        settle: Duration,
+        index: Arc<Index>,
+        cluster: Arc<Cluster>,
+        fleet: Arc<A>,
+        registry: Arc<Registry>,
+        busy: Busy,
+        release_all: watch::Receiver<bool>,
+    ) -> Arc<Self> {
+        let (first, last) = (crds::names::FIRST_LISTEN_PORT, crds::names::LAST_LISTEN_PORT);
+        Arc::new(Self {
+            clock,
+            waits: Waits {
+                settle,
+                ..Waits::default()
+            },
+            index,
+            cluster,
+            fleet,
+            registry,
+            busy,
+            release_all,
+            ports: Mutex::new(Ports::new(first, last, PORT_RESTS)),
+            policies: Mutex::default(),
+            again: Dirty::new(),
+            leads_since: Mutex::default(),
+        })
+    }
+
+    fn now(&self) -> Time {
+        Time::from_epoch(self.clock.at(Instant::now()))
+    }
+
+    /// Takes in the listening ports that Routes have; a Route that lost one to an older Route gets another at its look.
+    fn adopt_ports(&self) {
+        let held = self.index.routes().into_iter().flat_map(|(key, route)| {
+            let created = route.metadata.creation_timestamp.as_ref();
+            let seconds = created
+                .and_then(|time| u64::try_from(time.0.as_second()).ok())
+                .unwrap_or(0);
+            let ports: Vec<_> = route
+                .spec
+                .ports
+                .iter()
+                .map(|port| Held {
+                    key: (key.clone(), port.name.clone()),
+                    port: port.listen,
+                    created: Time::from_secs(seconds),
+                })
+                .collect();
+            ports
+        });
+        let losers = self.ports.lock().adopt(held.collect::<Vec<_>>());
+        for (key, port) in losers {
+            tracing::warn!(route = %key, port, "its listening port is another Route's: it gets a new one");
+        }
+    }
+
+    /// Frees the listening ports of a Service that keeps only those named.
+    fn free_ports(&self, key: &RouteKey, keep: &[&str]) {
+        let mut ports = self.ports.lock();
+        let gone: Vec<PortKey> = ports
+            .keys()
+            .filter(|(owner, name)| owner == key && !keep.contains(&name.as_str()))
+            .cloned()
+            .collect();
+        for port in gone {
+            ports.release(self.now(), &port);
+        }
+    }
+
+    /// One look at a Service: what it shows, the next safe step, and when to look again. `None` in the second place:
+    /// nothing is to be remembered of it.
+    async fn look(self: &Arc<Self>, key: &RouteKey, mut unit: Unit) -> (Option<Unit>, Option<Instant>) {
+        let now = self.now();
+        let Some(seen) = self.gather(key, &mut unit, now).await else {
+            return self.gone(key, unit).await;
+        };
+        if !std::mem::replace(&mut unit.inherited, true) && seen.was_captured() {
+            unit.machine.inherit(&seen.facts);
+        }
+        let step = machine::step(now, &self.waits, &mut unit.machine, &seen.facts);
+        let wake_at = gather::earliest(step.wake_at, seen.wake_at);
+        self.publish(key, &mut unit, &seen, &step);
+        let done = self.carry_out(key, &mut unit, &seen, &step).await;
+        unit.stage = step.stage;
+        let wake_at = gather::earliest(wake_at, self.tidy_at(&unit));
+        let mut wake = wake_at.map(|at| self.clock.instant(at.since_epoch()));
+        match done {
+            Ok(()) => unit.failures = 0,
+            Err(error) => {
+                let wait = AGAIN.0.saturating_mul(1 << unit.failures.min(10)).min(AGAIN.1);
+                unit.failures = unit.failures.saturating_add(1);
+                // A conflict says that the index is behind: it is about to be told.
+                tracing::warn!(route = %key, %error, again_in = ?wait, "capture");
+                let at = Instant::now() + wait;
+                wake = Some(wake.map_or(at, |other| other.min(at)));
+            }
+        }
+        let over = !seen.wanted && step.stage == Stage::Outside && step.actions.is_empty();
+        if over && seen.refusal.is_none() && seen.route.is_none() {
+            self.registry.set(key, None);
+            self.free_ports(key, &[]);
+            return (None, None);
+        }
+        (Some(unit), wake)
+    }
+
+    /// The Service is gone: garbage collection takes what it owned, and the scale side wakes its workload.
+    async fn gone(self: &Arc<Self>, key: &RouteKey, unit: Unit) -> (Option<Unit>, Option<Instant>) {
+        self.registry.set(key, None);
+        let Some(route) = self.index.route(key) else {
+            self.free_ports(key, &[]);
+            return (None, None);
+        };
+        // Deleted with its dependents orphaned, the Route would stand for ever.
+        let uid = route.metadata.uid.clone().unwrap_or_default();
+        match self.cluster.delete_route(key, &uid).await {
+            Ok(()) => (Some(unit), None),
+            Err(error) => {
+                tracing::warn!(route = %key, %error, "removing the Route of a Service that is gone");
+                (Some(unit), Some(Instant::now() + AGAIN.1))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -253,11 +253,6 @@ impl Index {
         self.tables.read().relevant()
     }
 
-    /// Listening ports that Routes have.
-    pub(crate) fn listens(&self) -> HashSet<u16> {
-        self.tables.read().listens()
-    }
-
     /// How many objects of each kind are held.
     pub(crate) fn sizes(&self) -> BTreeMap<&'static str, usize> {
         self.tables.read().sizes()

@@ -40,6 +40,10 @@ pub const ORIGINAL_REPLICAS_ANNOTATION: &str = "dormouse.dev/original-replicas";
 /// The autoscaler acts once for each nonce and records it in the Route's status.
 pub const COMMAND_ANNOTATION: &str = "dormouse.dev/command";
 
+/// Annotation on a Route: the annotations of Namespace and Service, as JSON, that were last accepted. A value that is
+/// invalid later never changes what runs, not even when another autoscaler takes over.
+pub const LAST_GOOD_ANNOTATION: &str = "dormouse.dev/last-good";
+
 /// Annotation on the leader-election Lease that asks the autoscaler to release every Service (`dormouse uninstall`).
 pub const RELEASE_ALL_ANNOTATION: &str = "dormouse.dev/release-all";
 

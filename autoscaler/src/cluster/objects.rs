@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use crds::names::{
-    GROUP, POOL_LABEL, PROBE_PORT_NAME, SERVICE_LABEL, SLICE_MANAGED_BY_LABEL, SLICE_MANAGER,
-    SLICE_SERVICE_LABEL, VERSION, private_service_name,
+    GROUP, LAST_GOOD_ANNOTATION, POOL_LABEL, PROBE_PORT_NAME, SERVICE_LABEL, SLICE_MANAGED_BY_LABEL,
+    SLICE_MANAGER, SLICE_SERVICE_LABEL, VERSION, private_service_name,
 };
 use crds::report::PoolKey;
 use crds::route::RouteSpec;
@@ -66,7 +66,7 @@ fn owner(name: &str, uid: &str) -> Value {
 }
 
 /// The Route of a Service.
-pub(super) fn route(service: &ServiceFacts, spec: &RouteSpec) -> Value {
+pub(super) fn route(service: &ServiceFacts, spec: &RouteSpec, last_good: &str) -> Value {
     json!({
         "apiVersion": format!("{GROUP}/{VERSION}"),
         "kind": "Route",
@@ -74,6 +74,7 @@ pub(super) fn route(service: &ServiceFacts, spec: &RouteSpec) -> Value {
             "name": service.name,
             "namespace": service.namespace,
             "labels": { SERVICE_LABEL: service.name },
+            "annotations": { LAST_GOOD_ANNOTATION: last_good },
             "ownerReferences": [owner(&service.name, &service.uid)],
         },
         "spec": spec,

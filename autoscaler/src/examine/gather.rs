@@ -131,8 +131,13 @@ pub(crate) fn from_index(
             let Some(facts) = index.service(&other) else {
                 continue;
             };
-            let settings = in_force(&other)
-                .unwrap_or_else(|| crds::annotation::parse(&namespace, &facts.annotations).settings);
+            let parsed = crds::annotation::parse(&namespace, &facts.annotations);
+            let last_good = if parsed.invalid.is_empty() {
+                None
+            } else {
+                in_force(&other)
+            };
+            let settings = last_good.unwrap_or(parsed.settings);
             if settings.enabled {
                 sharers.push((other.name, settings));
             } else {

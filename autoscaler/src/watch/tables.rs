@@ -1,6 +1,6 @@
 //! The tables of the index, and who has to be told when one of them changes. No lock, no clock, no I/O.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
@@ -599,14 +599,6 @@ impl Tables {
             ("horizontalPodAutoscalers", self.hpas.len()),
             ("endpointSlices", self.slices.len()),
         ])
-    }
-
-    /// Listening ports in use, by Route.
-    pub(super) fn listens(&self) -> HashSet<u16> {
-        self.routes
-            .values()
-            .flat_map(|route| route.spec.ports.iter().map(|port| port.listen))
-            .collect()
     }
 }
 

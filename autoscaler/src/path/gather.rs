@@ -1,0 +1,466 @@
+//! The facts of one Service: what the index and the streams show, in the terms of the state machine.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::Settings;
+use crds::condition::{CAPTURED, reason};
+use crds::report::PoolKey;
+use crds::route::{Route, RouteSpec};
+use dormouse_core::Time;
+use dormouse_core::capture::{Facts, RouteFact, SliceFact, Wanted};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use tokio::time::Instant;
+
+use super::want::{self, Ours};
+use super::{Activators, Capture, POLICIES_KEPT, Unit};
+use crate::cluster::{PrivateService, SliceSpec};
+use crate::examine::{self, Finding, Severity, WorkloadFacts};
+use crate::ingest::{Ack, Live};
+use crate::state::RouteKey;
+use crate::watch::slim::ServiceFacts;
+
+/// How long after it began to lead a leader's streams may not be dialled yet.
+const DIALLING: Duration = Duration::from_secs(3);
+/// How long the listing waits for activators that are live and have not acknowledged a Route yet.
+const PENDING: Duration = Duration::from_secs(2);
+
+/// Everything that one look sees.
+pub(super) struct Seen {
+    pub(super) facts: Facts,
+    pub(super) service: Arc<ServiceFacts>,
+    pub(super) wanted: bool,
+    /// Why the Service cannot be captured.
+    pub(super) refusal: Option<Finding>,
+    /// Everything else worth saying.
+    pub(super) findings: Vec<Finding>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) workload: Option<Arc<WorkloadFacts>>,
+    pub(super) pool: Option<PoolKey>,
+    /// Other Services have their pods in the pool.
+    pub(super) shared: bool,
+    pub(super) hpa: Option<String>,
+    /// The Route as it is.
+    pub(super) route: Option<Arc<Route>>,
+    /// The Route as it should be.
+    pub(super) spec: RouteSpec,
+    pub(super) last_good: String,
+    pub(super) private: Option<PrivateService>,
+    /// Pools of the Route as it is that it should not have any more.
+    pub(super) left_pools: Vec<PoolKey>,
+    pub(super) activators: Vec<SliceSpec>,
+    pub(super) pods: Vec<SliceSpec>,
+    pub(super) ours: Ours,
+    pub(super) acks: Vec<Ack>,
+    pub(super) wake_at: Option<Time>,
+}
+
+impl<A: Activators> Capture<A> {
+    /// Looks at everything; `None`: there is no such Service.
+    pub(super) async fn gather(&self, key: &RouteKey, unit: &mut Unit, now: Time) -> Option<Seen> {
+        let service = self.index.service(key).filter(|service| !service.deleting)?;
+        if unit.uid != service.uid {
+            // Another Service of the same name: nothing that was proven holds.
+            *unit = Unit {
+                uid: service.uid.clone(),
+                ..Unit::default()
+            };
+        }
+        let route = self.index.route(key);
+        let policies = self.policies(&key.namespace).await;
+        let in_force = |other: &RouteKey| {
+            self.registry
+                .get(other)
+                .map(|entry| entry.settings.as_ref().clone())
+        };
+        let examined = examine::from_index(&self.index, key, &policies, in_force)?;
+        let settings = self.settings(unit, &examined, route.as_deref());
+        let examined = examine::Facts {
+            parsed: crds::annotation::Parsed {
+                settings: settings.as_ref().clone(),
+                ..examined.parsed.clone()
+            },
+            ..examined
+        };
+        let opted_in = settings.enabled && !*self.release_all.borrow();
+        let mut findings = examine::examine(&examined);
+        let refusals: Vec<Finding>;
+        (refusals, findings) = findings
+            .into_iter()
+            .partition(|finding| finding.severity == Severity::Refusal);
+        let mut refusal = refusals.into_iter().next().filter(|_| opted_in);
+        let workload = self.workload(key, route.as_deref(), &examined, refusal.is_none() && opted_in);
+        let mut spec = RouteSpec::default();
+        if opted_in
+            && refusal.is_none()
+            && let Some(workload) = &workload
+        {
+            match self.spec(key, &settings, &service, workload, now) {
+                Ok(made) => spec = made,
+                Err(finding) => refusal = Some(finding),
+            }
+        }
+        let wanted = opted_in && refusal.is_none();
+        let pool = workload.as_ref().map(|workload| PoolKey {
+            namespace: key.namespace.clone(),
+            pool: workload.workload.name.clone(),
+        });
+        let mut seen = Seen {
+            facts: empty(),
+            wanted,
+            refusal,
+            findings,
+            settings,
+            hpa: examined.hpas.first().map(|hpa| hpa.name.clone()),
+            shared: false,
+            workload,
+            pool,
+            spec,
+            last_good: unit.last_good.clone(),
+            private: None,
+            left_pools: Vec::new(),
+            activators: Vec::new(),
+            pods: Vec::new(),
+            ours: Ours::of(&key.name, self.index.slices_of(key)),
+            acks: self.fleet.acks(key),
+            wake_at: None,
+            service,
+            route,
+        };
+        self.private(key, &mut seen);
+        self.slices(unit, &mut seen, now);
+        self.fill(unit, &mut seen, now);
+        Some(seen)
+    }
+
+    /// The settings in force: what is annotated, or the last good ones while something of it is invalid.
+    fn settings(&self, unit: &mut Unit, examined: &examine::Facts, route: Option<&Route>) -> Arc<Settings> {
+        let parsed = &examined.parsed;
+        if parsed.invalid.is_empty() {
+            let settings = Arc::new(parsed.settings.clone());
+            unit.last_good = want::to_last_good(&examined.namespace, &examined.service.annotations);
+            unit.settings = Some(Arc::clone(&settings));
+            return settings;
+        }
+        if unit.settings.is_none()
+            && let Some(route) = route
+        {
+            unit.settings = want::from_last_good(route).map(Arc::new);
+            let kept = route.metadata.annotations.as_ref();
+            let kept = kept.and_then(|all| all.get(crds::names::LAST_GOOD_ANNOTATION));
+            unit.last_good = kept.cloned().unwrap_or_default();
+        }
+        match &unit.settings {
+            Some(settings) => {
+                // Whether it is opted in at all is obeyed, unless that is what cannot be read.
+                let unreadable = parsed
+                    .invalid
+                    .iter()
+                    .any(|invalid| invalid.key.ends_with("/scale-to-zero"));
+                let enabled = if unreadable {
+                    settings.enabled
+                } else {
+                    parsed.settings.enabled
+                };
+                Arc::new(Settings {
+                    enabled,
+                    ..settings.as_ref().clone()
+                })
+            }
+            None => Arc::new(parsed.settings.clone()),
+        }
+    }
+
+    /// The workload: for capture the one that is meant; for release the one that was captured.
+    fn workload(
+        &self,
+        key: &RouteKey,
+        route: Option<&Route>,
+        examined: &examine::Facts,
+        capture: bool,
+    ) -> Option<Arc<WorkloadFacts>> {
+        let meant = match examined.workloads.as_slice() {
+            [one] => self.index.workload(&key.namespace, &one.workload),
+            _ => None,
+        };
+        let routed = || {
+            let pool = route?.spec.pools.first()?;
+            self.index.workload(&key.namespace, &pool.workload)
+        };
+        if capture { meant } else { routed().or(meant) }
+    }
+
+    /// The Route as it should be, with a listening port for each port.
+    fn spec(
+        &self,
+        key: &RouteKey,
+        settings: &Settings,
+        service: &ServiceFacts,
+        workload: &WorkloadFacts,
+        now: Time,
+    ) -> Result<RouteSpec, Finding> {
+        let mut listen = HashMap::new();
+        let mut ports = self.ports.lock();
+        for port in &service.ports {
+            let number = ports
+                .allocate(now, &(key.clone(), port.name.clone()))
+                .map_err(|error| Finding {
+                    severity: Severity::Refusal,
+                    condition: CAPTURED,
+                    reason: reason::NO_PORT_LEFT,
+                    message: format!("{error}; opt other Services out, or wait a minute."),
+                })?;
+            listen.insert(port.name.clone(), number);
+        }
+        drop(ports);
+        Ok(want::route(settings, service, workload, |port| {
+            listen.get(&port.name).copied()
+        }))
+    }
+
+    /// The NetworkPolicies of a namespace, read now and then: they only make a warning.
+    async fn policies(&self, namespace: &str) -> Arc<Vec<NetworkPolicy>> {
+        let now = Instant::now();
+        let kept = self.policies.lock().get(namespace).cloned();
+        if let Some((_, policies)) = kept.filter(|(read, _)| now.duration_since(*read) < POLICIES_KEPT) {
+            return policies;
+        }
+        let read = self.cluster.network_policies(namespace).await;
+        if let Err(error) = &read {
+            tracing::debug!(namespace, %error, "reading NetworkPolicies");
+        }
+        let policies = Arc::new(read.unwrap_or_default());
+        self.policies
+            .lock()
+            .insert(namespace.to_owned(), (now, Arc::clone(&policies)));
+        policies
+    }
+
+    fn private(&self, key: &RouteKey, seen: &mut Seen) {
+        let (Some(pool), Some(workload)) = (&seen.pool, &seen.workload) else {
+            return;
+        };
+        let own = seen.wanted.then_some(&seen.spec);
+        let wanted = want::private_service(&self.index, pool, workload, key, own);
+        seen.shared = wanted.owners.iter().any(|(name, _)| *name != key.name);
+        seen.private = Some(wanted);
+        let old = seen.route.iter().flat_map(|route| &route.spec.pools);
+        let old = old.map(|each| PoolKey {
+            namespace: key.namespace.clone(),
+            pool: each.name.clone(),
+        });
+        seen.left_pools = old.filter(|old| old != pool).collect();
+    }
+
+    /// Our slices as they should be.
+    fn slices(&self, unit: &mut Unit, seen: &mut Seen, now: Time) {
+        let live: Vec<Live> = self
+            .fleet
+            .live()
+            .into_iter()
+            .filter(|live| live.serving)
+            .collect();
+        seen.facts.live = live.iter().map(|live| live.name.clone()).collect();
+        // A Route without ports leads nowhere.
+        let Some(route) = seen.route.clone().filter(|route| !route.spec.ports.is_empty()) else {
+            return;
+        };
+        let listing = listing(unit, seen, &route, live, now);
+        seen.facts.listening = listing.iter().map(|live| live.name.clone()).collect();
+        seen.activators = want::activator_slices(&seen.service, &route, &listing);
+        if let Some(pool) = &seen.pool {
+            seen.pods = want::pod_slices(&seen.service, &route, &self.index.slices_of_pool(pool));
+        }
+    }
+
+    /// Whether all activators have had time to report.
+    fn complete(&self, seen: &mut Seen, now: Time) -> bool {
+        let start = *self.leads_since.lock();
+        let until = start.map(|at| Time::from_epoch(self.clock.at(at)) + DIALLING);
+        let waiting = until.filter(|until| now < *until && seen.facts.listening.is_empty());
+        seen.wake_at = earliest(seen.wake_at, waiting);
+        waiting.is_none()
+    }
+
+    fn fill(&self, unit: &Unit, seen: &mut Seen, now: Time) {
+        let complete = self.complete(seen, now);
+        let there = seen.route.as_deref();
+        let private = seen
+            .pool
+            .as_ref()
+            .and_then(|pool| self.index.private_service(pool));
+        let is_private = match (&private, &seen.private) {
+            (Some(there), Some(wanted)) => want::is_private(there, wanted),
+            _ => false,
+        };
+        let workload = seen.workload.as_deref();
+        let noted = workload.and_then(|workload| workload.original_replicas);
+        let ready = workload.map_or(0, |workload| workload.ready_replicas);
+        let listed: usize = seen.pods.iter().map(|slice| slice.endpoints.len()).sum();
+        let listed = u32::try_from(listed).unwrap_or(u32::MAX);
+        let (wanted, last) = (seen.wanted, !seen.shared);
+        let facts = &mut seen.facts;
+        facts.wanted = match (&seen.refusal, wanted) {
+            (Some(refusal), _) => Wanted::Refused {
+                why: clause(&refusal.message),
+            },
+            (None, true) => Wanted::Captured,
+            (None, false) if seen.settings.enabled => Wanted::Released {
+                why: "everything is being released".to_owned(),
+            },
+            (None, false) => Wanted::Released {
+                why: "the annotation was removed".to_owned(),
+            },
+        };
+        facts.complete = complete;
+        facts.private_services = is_private;
+        // On the way out: what is this Service's alone, or still has its ports.
+        facts.any_private_service = private.is_some() && (last || !is_private);
+        facts.route = match there {
+            None => RouteFact::Missing,
+            Some(route) if route.spec.ports.is_empty() => {
+                let shown = want::is_route(route, &seen.service, &RouteSpec::default(), &seen.last_good);
+                // One that is not this Service's own is as good as none.
+                if wanted || shown || seen.refusal.is_none() {
+                    RouteFact::Empty
+                } else {
+                    RouteFact::Missing
+                }
+            }
+            Some(route) if want::is_route(route, &seen.service, &seen.spec, &seen.last_good) => {
+                RouteFact::Current
+            }
+            Some(_) => RouteFact::Outdated,
+        };
+        facts.original_recorded = workload.is_none_or(|workload| workload.original_replicas.is_some());
+        facts.any_original = last && noted.is_some();
+        facts.original = noted
+            .or(workload.map(|workload| workload.replicas))
+            .unwrap_or(1)
+            .max(1);
+        facts.slice = if !seen.ours.activators.is_empty() {
+            SliceFact::Activators {
+                names: seen.ours.names(&self.fleet.live()),
+                current: want::are(&seen.ours.activators, &seen.activators),
+            }
+        } else if !seen.ours.pods.is_empty() {
+            SliceFact::Pods {
+                current: want::are(&seen.ours.pods, &seen.pods),
+            }
+        } else {
+            SliceFact::None
+        };
+        facts.builtin_ready = seen.ours.built_in;
+        facts.key = seen.service.has_key();
+        facts.selector_manager = seen.service.selector_managers.first().cloned();
+        facts.probed.clone_from(&unit.probe.lock());
+        facts.pods_ready = if wanted {
+            listed
+        } else {
+            ready.max(if workload.is_none() { 1 } else { 0 })
+        };
+        facts.in_flight = u32::from(seen.pool.as_ref().is_some_and(|pool| (self.busy)(pool)));
+    }
+}
+
+/// Who is listed: every live activator that listens for the Route, once all do or have had time to. Who is listed
+/// already and still listens on the same ports stays listed meanwhile.
+fn listing(unit: &mut Unit, seen: &mut Seen, route: &Route, live: Vec<Live>, now: Time) -> Vec<Live> {
+    let uid = route.metadata.uid.clone().unwrap_or_default();
+    let generation = route.metadata.generation.unwrap_or(0);
+    let of = |live: &Live| seen.acks.iter().find(|ack| ack.instance == live.instance);
+    let acked = |live: &Live| {
+        of(live).is_some_and(|ack| ack.uid == uid && ack.generation >= generation && ack.error.is_empty())
+    };
+    let refuses = |live: &Live| of(live).is_some_and(|ack| !ack.error.is_empty());
+    let listed = seen.ours.listed();
+    let same = seen.ours.same_listens(route) && !listed.is_empty();
+    let (ready, waiting): (Vec<Live>, Vec<Live>) = live.into_iter().partition(acked);
+    let kept = waiting
+        .iter()
+        .filter(|each| same && listed.contains(each.address.as_str()) && !refuses(each));
+    let mut listing: Vec<Live> = ready.iter().chain(kept).cloned().collect();
+    listing.sort_by(|a, b| a.address.cmp(&b.address));
+    let pending = !same && !waiting.iter().all(refuses);
+    let since = hold(&mut unit.pending, pending, now);
+    let patient = since.map(|since| since + PENDING).filter(|until| now < *until);
+    if listed.is_empty() && patient.is_some() && !seen.service.has_key() {
+        // Nothing depends on us yet: all are listed at once rather than one by one.
+        seen.wake_at = patient;
+        return Vec::new();
+    }
+    listing
+}
+
+/// Facts of nothing.
+fn empty() -> Facts {
+    Facts {
+        wanted: Wanted::Captured,
+        service: true,
+        private_services: false,
+        any_private_service: false,
+        route: RouteFact::Missing,
+        original_recorded: false,
+        any_original: false,
+        original: 1,
+        complete: true,
+        live: std::collections::BTreeSet::new(),
+        listening: std::collections::BTreeSet::new(),
+        slice: SliceFact::None,
+        builtin_ready: 0,
+        key: false,
+        selector_manager: None,
+        probed: None,
+        pods_ready: 0,
+        in_flight: 0,
+    }
+}
+
+/// A sentence as a clause.
+fn clause(sentence: &str) -> String {
+    let mut letters = sentence.trim_end_matches('.').chars();
+    letters.next().map_or_else(String::new, |first| {
+        format!("{}{}", first.to_lowercase(), letters.as_str())
+    })
+}
+
+/// The earlier of two moments of which either may be missing.
+pub(super) fn earliest(one: Option<Time>, other: Option<Time>) -> Option<Time> {
+    one.into_iter().chain(other).min()
+}
+
+impl Seen {
+    /// An earlier leader proved capture, by the Route's condition.
+    pub(super) fn was_captured(&self) -> bool {
+        let status = self.route.as_ref().and_then(|route| route.status.as_ref());
+        status.is_some_and(|status| crds::condition::is_true(&status.conditions, CAPTURED))
+    }
+
+    /// Names of the activators that listen for the Route's generation.
+    pub(super) fn listening(&self) -> Vec<String> {
+        let Some(route) = &self.route else {
+            return Vec::new();
+        };
+        let uid = route.metadata.uid.as_deref().unwrap_or_default();
+        let generation = route.metadata.generation.unwrap_or(0);
+        let mut names: Vec<String> = self
+            .acks
+            .iter()
+            .filter(|ack| {
+                ack.serving && ack.uid == uid && ack.generation >= generation && ack.error.is_empty()
+            })
+            .map(|ack| ack.activator.clone())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn hold(mark: &mut Option<Time>, holds: bool, now: Time) -> Option<Time> {
+    if holds {
+        return Some(*mark.get_or_insert(now));
+    }
+    *mark = None;
+    None
+}

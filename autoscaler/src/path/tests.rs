@@ -1,0 +1,1 @@
+//! The whole of capture against an API in memory.
