@@ -19,6 +19,9 @@ use super::process::{Launch, Spawner, exit_code};
 use crate::cluster::seconds;
 use crate::controllers::given_port;
 
+/// How long what a command has written is waited for after its end.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
 /// Which probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -227,12 +230,9 @@ pub(super) async fn get(target: &Target, action: &HTTPGetAction) -> Result<(), S
         .header("connection", "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| say(&error))?;
-    let response = tokio::select! {
-        response = sender.send_request(request) => response.map_err(|error| say(&error))?,
-        ended = connection => {
-            return Err(ended.err().map_or_else(|| say(&"connection closed"), |error| say(&error)));
-        }
-    };
+    // Polled beside the request, not raced with it: a connection that closes after its answer has answered.
+    let _connection = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));
+    let response = sender.send_request(request).await.map_err(|error| say(&error))?;
     match response.status().as_u16() {
         200..=399 => Ok(()),
         code => Err(format!("HTTP probe failed with statuscode: {code}")),
@@ -263,36 +263,37 @@ pub(super) async fn execute(target: &Target, action: &ExecAction) -> Result<(), 
         .await
         .map_err(|error| error.to_string())?;
     let (output, errors) = process.output();
-    let status = tokio::join!(process.wait(), first_bytes(output), first_bytes(errors));
-    match status {
-        (Ok(ended), _, _) if ended.success() => Ok(()),
-        (Ok(ended), said, complained) => {
-            let text = [said, complained].concat();
-            Err(format!(
-                "command exited with {}: {}",
-                exit_code(ended),
-                text.trim()
-            ))
+    let reading = async { tokio::join!(first_bytes(output), first_bytes(errors)) };
+    tokio::pin!(reading);
+    let mut read = None;
+    let status = loop {
+        tokio::select! {
+            status = process.wait() => break status.map_err(|error| error.to_string())?,
+            both = &mut reading, if read.is_none() => read = Some(both),
         }
-        (Err(error), _, _) => Err(error.to_string()),
+    };
+    if status.success() {
+        return Ok(());
     }
+    // Whoever the command left in the background may hold its output open.
+    process.kill();
+    let (said, complained) = match read {
+        Some(both) => both,
+        None => tokio::time::timeout(LAST_WORDS, reading).await.unwrap_or_default(),
+    };
+    let text = [said, complained].concat();
+    Err(format!("command exited with {}: {}", exit_code(status), text.trim()))
 }
 
 /// The beginning of an output, for the Event; the rest is read and dropped, so that the command does not block.
-/// Whoever the command left in the background may hold the pipe, so a short time after its end is all there is.
 async fn first_bytes(output: Option<impl tokio::io::AsyncRead + Unpin>) -> String {
     use tokio::io::AsyncReadExt;
     let mut text = Vec::new();
-    let Some(mut output) = output else {
-        return String::new();
-    };
+    let Some(mut output) = output else { return String::new() };
     let mut buffer = [0; 1024];
-    let read = async {
-        while let Ok(count @ 1..) = output.read(&mut buffer).await {
-            let room = 1024_usize.saturating_sub(text.len());
-            text.extend_from_slice(&buffer[..count.min(room)]);
-        }
-    };
-    let _ = tokio::time::timeout(Duration::from_secs(60), read).await;
+    while let Ok(count @ 1..) = output.read(&mut buffer).await {
+        let room = 1024_usize.saturating_sub(text.len());
+        text.extend_from_slice(&buffer[..count.min(room)]);
+    }
     String::from_utf8_lossy(&text).into_owned()
 }

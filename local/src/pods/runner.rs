@@ -125,25 +125,36 @@ impl Runner {
         Ok(None)
     }
 
-    /// The scheduler's part: the node, and with it the port.
+    /// The scheduler's part: first the port, then the node, so that a bound pod always has one.
     async fn bind(&self, pod: &Pod, address: &Address) -> Result<Option<Pod>, kube::Error> {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let name = pod.metadata.name.clone().unwrap_or_default();
         let api = self.cluster.api::<Pod>(&namespace);
         let annotations = json!({ PORT_ANNOTATION: address.port.to_string() });
-        let meta = json!({ "uid": pod.metadata.uid, "annotations": annotations });
-        let result = api
-            .patch(
-                &name,
-                &PatchParams::default(),
-                &Patch::Merge(json!({ "metadata": meta, "spec": { "nodeName": NODE } })),
-            )
-            .await;
-        match result {
-            Ok(bound) => {
-                self.cluster.pods.observe(bound.clone());
-                Ok(Some(bound))
-            }
+        let patch = json!({ "metadata": { "uid": pod.metadata.uid, "annotations": annotations } });
+        let mut bound = match api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+            Ok(patched) => patched,
+            Err(error) if is_not_found(&error) || is_conflict(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        self.cluster.pods.observe(bound.clone());
+        let spec = bound.spec.get_or_insert_default();
+        if spec.node_name.as_deref() == Some(NODE) {
+            return Ok(Some(bound));
+        }
+        spec.node_name = Some(NODE.to_owned());
+        let binding = json!({
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": { "name": name, "namespace": namespace, "uid": pod.metadata.uid },
+            "target": { "kind": "Node", "name": NODE },
+        });
+        let request = http::Request::post(format!("/api/v1/namespaces/{namespace}/pods/{name}/binding"))
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(binding.to_string().into_bytes())
+            .map_err(kube::Error::HttpError)?;
+        match self.cluster.client.request::<serde_json::Value>(request).await {
+            Ok(_) => Ok(Some(bound)),
             Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(None),
             Err(error) => Err(error),
         }
