@@ -8,7 +8,12 @@ use crate::{doctor, explain, get, hello, logs, order, system, uninstall};
 
 /// Scale-to-zero for ordinary Kubernetes Services.
 #[derive(Debug, Parser)]
-#[command(name = "dormouse", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "dormouse",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Line {
     #[command(flatten)]
     pub(crate) logs: logs::Args,
@@ -47,7 +52,10 @@ pub(crate) enum Command {
 impl Command {
     /// Whether it runs until it is told to end, and so says what it does as it goes.
     pub(crate) fn is_process(&self) -> bool {
-        matches!(self, Self::Local(_) | Self::Activator(_) | Self::Autoscaler(_) | Self::Hello(_))
+        matches!(
+            self,
+            Self::Local(_) | Self::Activator(_) | Self::Autoscaler(_) | Self::Hello(_)
+        )
     }
 }
 

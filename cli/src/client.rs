@@ -20,8 +20,8 @@ use crate::failure::Failure;
 /// Longest for a connection to the API server. It is near, or down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest for a connection to a `dormouse local`: it is on this machine.
-const LOCAL_TIMEOUT: Duration = Duration::from_millis(300);
+/// Longest for an answer of a `dormouse local`: it is on this machine.
+const LOCAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An idle connection to the API server is asked for a sign of life after this long, and given up after twice that.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -42,10 +42,17 @@ pub(crate) struct Connected {
 pub(crate) async fn connect(scope: &Scope) -> Result<Connected, Failure> {
     let config = config(&scope.cluster).await?;
     let url = config.cluster_url.to_string();
-    let namespace = scope.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let namespace = scope
+        .namespace
+        .clone()
+        .unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config)
         .map_err(|error| Failure::Usage(format!("cannot use the configuration for {url}: {error}")))?;
-    Ok(Connected { client, namespace, url })
+    Ok(Connected {
+        client,
+        namespace,
+        url,
+    })
 }
 
 /// Connects for a process of the system.
@@ -68,7 +75,9 @@ pub(crate) async fn process(cluster: &Cluster) -> Result<Client, Failure> {
     http.set_keepalive(Some(KEEP_ALIVE));
     http.set_keepalive_interval(Some(KEEP_ALIVE / 3));
     http.set_keepalive_retries(Some(3));
-    let https = config.rustls_https_connector_with_connector(http).map_err(|error| wrong(&error))?;
+    let https = config
+        .rustls_https_connector_with_connector(http)
+        .map_err(|error| wrong(&error))?;
     let pool = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(90))
@@ -121,7 +130,9 @@ async fn from_file(path: &Path, cluster: &Cluster) -> Result<Config, Failure> {
         Failure::Usage(format!("cannot use the kubeconfig {}: {error}", path.display()))
     };
     let file = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
-    Config::from_custom_kubeconfig(file, &options(cluster)).await.map_err(|error| wrong(&error))
+    Config::from_custom_kubeconfig(file, &options(cluster))
+        .await
+        .map_err(|error| wrong(&error))
 }
 
 async fn from_environment(cluster: &Cluster) -> Result<Config, Failure> {
@@ -134,7 +145,10 @@ async fn from_environment(cluster: &Cluster) -> Result<Config, Failure> {
 }
 
 fn options(cluster: &Cluster) -> KubeConfigOptions {
-    KubeConfigOptions { context: cluster.context.clone(), ..Default::default() }
+    KubeConfigOptions {
+        context: cluster.context.clone(),
+        ..Default::default()
+    }
 }
 
 /// The kubeconfig of a `dormouse local` that answers; of several, the one started last.
@@ -152,7 +166,10 @@ async fn running_local() -> Option<PathBuf> {
 fn local_kubeconfigs() -> Vec<PathBuf> {
     let own = rustix::process::getuid().as_raw();
     let fixed = std::env::var_os("XDG_RUNTIME_DIR").map(|folder| PathBuf::from(folder).join("dormouse"));
-    let temporary = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    let temporary = std::fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten();
     let temporary = temporary
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("dormouse-"))
         .map(|entry| entry.path());
@@ -162,7 +179,9 @@ fn local_kubeconfigs() -> Vec<PathBuf> {
         .filter(|folder| std::fs::symlink_metadata(folder).is_ok_and(|it| it.is_dir() && it.uid() == own))
         .filter_map(|folder| {
             let path = folder.join("kubeconfig");
-            let file = std::fs::symlink_metadata(&path).ok().filter(|it| it.is_file() && it.uid() == own)?;
+            let file = std::fs::symlink_metadata(&path)
+                .ok()
+                .filter(|it| it.is_file() && it.uid() == own)?;
             Some((file.modified().ok()?, path))
         })
         .collect();
@@ -170,13 +189,20 @@ fn local_kubeconfigs() -> Vec<PathBuf> {
     found.into_iter().rev().map(|(_, path)| path).collect()
 }
 
-/// Whether the server of a kubeconfig takes connections.
+/// Whether the server of a kubeconfig answers to its token: a `dormouse local` that was killed leaves its file, and
+/// somebody else may have its port by now.
 async fn answers(path: &Path) -> bool {
-    let Ok(file) = Kubeconfig::read_from(path) else { return false };
-    let Ok(config) = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await else { return false };
-    let Some(authority) = config.cluster_url.authority() else { return false };
-    let dial = tokio::net::TcpStream::connect(authority.as_str().to_owned());
-    matches!(tokio::time::timeout(LOCAL_TIMEOUT, dial).await, Ok(Ok(_)))
+    let Ok(file) = Kubeconfig::read_from(path) else {
+        return false;
+    };
+    let Ok(config) = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await else {
+        return false;
+    };
+    let Ok(client) = Client::try_from(config) else {
+        return false;
+    };
+    let asked = tokio::time::timeout(LOCAL_TIMEOUT, client.list_core_api_versions());
+    matches!(asked.await, Ok(Ok(_)))
 }
 
 /// A sentence for an error of the API: what was being done, where, what to do.

@@ -54,7 +54,11 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     } else {
         Api::namespaced(connected.client.clone(), &connected.namespace)
     };
-    if args.watch { watch(&args, api, &connected).await } else { once(&args, &api, &connected).await }
+    if args.watch {
+        watch(&args, api, &connected).await
+    } else {
+        once(&args, &api, &connected).await
+    }
 }
 
 async fn once(args: &Args, api: &Api<Route>, connected: &Connected) -> Result<(), Failure> {
@@ -62,21 +66,31 @@ async fn once(args: &Args, api: &Api<Route>, connected: &Connected) -> Result<()
     if let Some(name) = &args.name {
         params = params.fields(&format!("metadata.name={name}"));
     }
-    let mut routes =
-        api.list(&params).await.map_err(|error| failed("list Routes", &connected.url, &error))?.items;
+    let mut routes = api
+        .list(&params)
+        .await
+        .map_err(|error| failed("list Routes", &connected.url, &error))?
+        .items;
     routes.sort_by_key(|route| (route.namespace(), route.name_any()));
     for route in &mut routes {
         route.managed_fields_mut().clear();
     }
-    let place =
-        if args.all_namespaces { "any namespace".to_owned() } else { format!("namespace {}", connected.namespace) };
+    let place = if args.all_namespaces {
+        "any namespace".to_owned()
+    } else {
+        format!("namespace {}", connected.namespace)
+    };
     match (&args.name, args.output) {
         (Some(name), _) if routes.is_empty() => Err(Failure::No(Some(format!(
             "no Route for Service {name} in {place}: it is not opted in, or the autoscaler has not seen it; `dormouse \
              explain {name}` says which"
         )))),
-        (Some(_), Some(Format::Json)) if !args.all_namespaces => output::print(&output::data(&routes[0], Data::Json)?),
-        (Some(_), Some(Format::Yaml)) if !args.all_namespaces => output::print(&output::data(&routes[0], Data::Yaml)?),
+        (Some(_), Some(Format::Json)) if !args.all_namespaces => {
+            output::print(&output::data(&routes[0], Data::Json)?)
+        }
+        (Some(_), Some(Format::Yaml)) if !args.all_namespaces => {
+            output::print(&output::data(&routes[0], Data::Yaml)?)
+        }
         (_, Some(Format::Json)) => output::print(&output::data(&list(&routes), Data::Json)?),
         (_, Some(Format::Yaml)) => output::print(&output::data(&list(&routes), Data::Yaml)?),
         (_, format) => {
@@ -84,7 +98,10 @@ async fn once(args: &Args, api: &Api<Route>, connected: &Connected) -> Result<()
                 eprintln!("No Service in {place} is opted in with dormouse.dev/scale-to-zero: \"true\".");
                 return Ok(());
             }
-            let columns = Columns { namespace: args.all_namespaces, wide: format == Some(Format::Wide) };
+            let columns = Columns {
+                namespace: args.all_namespaces,
+                wide: format == Some(Format::Wide),
+            };
             let now = Timestamp::now();
             let mut rows = vec![columns.head()];
             rows.extend(routes.iter().map(|route| columns.row(route, now)));
@@ -105,7 +122,10 @@ async fn watch(args: &Args, api: Api<Route>, connected: &Connected) -> Result<()
     if let Some(name) = &args.name {
         config = config.fields(&format!("metadata.name={name}"));
     }
-    let columns = Columns { namespace: args.all_namespaces, wide: args.output == Some(Format::Wide) };
+    let columns = Columns {
+        namespace: args.all_namespaces,
+        wide: args.output == Some(Format::Wide),
+    };
     if matches!(args.output, None | Some(Format::Wide)) {
         output::print(&columns.watch_line("TIME", &columns.head()))?;
     }
@@ -117,7 +137,10 @@ async fn watch(args: &Args, api: Api<Route>, connected: &Connected) -> Result<()
             Ok(None) => return Ok(()),
             // The server is away for a moment: the watcher tries again. From the start on: tell.
             Err(error) if seen.is_empty() => {
-                return Err(Failure::Api(format!("cannot watch Routes at {}: {error}", connected.url)));
+                return Err(Failure::Api(format!(
+                    "cannot watch Routes at {}: {error}",
+                    connected.url
+                )));
             }
             Err(error) => {
                 tracing::warn!(%error, "watch interrupted");
@@ -151,9 +174,7 @@ fn change(format: Option<Format>, columns: Columns, mut route: Route) -> Result<
             .map(|line| line + "\n")
             .map_err(|error| Failure::Process(error.into())),
         Some(Format::Yaml) => Ok(format!("---\n{}", output::yaml(&route)?)),
-        None | Some(Format::Wide) => {
-            Ok(columns.watch_line(&time(), &columns.row(&route, Timestamp::now())))
-        }
+        None | Some(Format::Wide) => Ok(columns.watch_line(&time(), &columns.row(&route, Timestamp::now()))),
     }
 }
 
@@ -163,7 +184,11 @@ fn key(route: &Route) -> String {
 
 fn shown(route: &Route) -> Shown {
     let status = route.status.clone().unwrap_or_default();
-    (status.phase.map(|phase| phase.to_string()).unwrap_or_default(), status.pods, status.why)
+    (
+        status.phase.map(|phase| phase.to_string()).unwrap_or_default(),
+        status.pods,
+        status.why,
+    )
 }
 
 /// The time of day, here.
@@ -207,7 +232,11 @@ impl Columns {
         if self.wide {
             let captured = condition::find(&status.conditions, condition::CAPTURED)
                 .map_or_else(String::new, |condition| condition.reason.clone());
-            row.extend([or_dash(captured), or_dash(status.listening.join(",")), or_dash(status.next)]);
+            row.extend([
+                or_dash(captured),
+                or_dash(status.listening.join(",")),
+                or_dash(status.next),
+            ]);
         }
         row
     }
@@ -263,14 +292,33 @@ mod tests {
             let row = columns.row(&route(), Timestamp::now());
             assert_eq!(row.len(), columns.head().len());
         }
-        let row = Columns { namespace: true, wide: false }.row(&route(), Timestamp::now());
-        assert_eq!(row, ["shop", "web", "Awake", "2/3", "web=100", "21 requests in flight need 3 pods", "-", "-"]);
+        let row = Columns {
+            namespace: true,
+            wide: false,
+        }
+        .row(&route(), Timestamp::now());
+        assert_eq!(
+            row,
+            [
+                "shop",
+                "web",
+                "Awake",
+                "2/3",
+                "web=100",
+                "21 requests in flight need 3 pods",
+                "-",
+                "-"
+            ]
+        );
     }
 
     #[test]
     fn a_route_without_status_is_a_row_of_dashes() {
-        let row = Columns { namespace: false, wide: true }
-            .row(&Route::new("web", crds::RouteSpec::default()), Timestamp::now());
+        let row = Columns {
+            namespace: false,
+            wide: true,
+        }
+        .row(&Route::new("web", crds::RouteSpec::default()), Timestamp::now());
         assert_eq!(row, ["web", "-", "-", "-", "-", "-", "-", "-", "-", "-"]);
     }
 
@@ -278,7 +326,9 @@ mod tests {
     fn only_phase_pods_and_reason_make_a_new_line() {
         let (a, mut b) = (route(), route());
         let status = b.status.as_mut().expect("a status");
-        status.last_request = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now()));
+        status.last_request = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            Timestamp::now(),
+        ));
         assert_eq!(shown(&a), shown(&b));
         b.status.as_mut().expect("a status").pods = "3/3".to_owned();
         assert_ne!(shown(&a), shown(&b));

@@ -11,10 +11,23 @@ use tracing_subscriber::{EnvFilter, Layer as _, fmt, reload};
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// What is logged: `info`, or `warn,dormouse_activator=debug`
-    #[arg(long, env = "DORMOUSE_LOG", global = true, value_name = "FILTER", help_heading = "Logs")]
+    #[arg(
+        long,
+        env = "DORMOUSE_LOG",
+        global = true,
+        value_name = "FILTER",
+        help_heading = "Logs"
+    )]
     log: Option<String>,
     /// How logs are written
-    #[arg(long, env = "DORMOUSE_LOG_FORMAT", global = true, value_enum, default_value = "human", help_heading = "Logs")]
+    #[arg(
+        long,
+        env = "DORMOUSE_LOG_FORMAT",
+        global = true,
+        value_enum,
+        default_value = "human",
+        help_heading = "Logs"
+    )]
     log_format: Format,
 }
 
@@ -38,8 +51,15 @@ pub(crate) fn start(args: &Args, default: &str) -> Result<SetLog, String> {
     let (filter, handle) = reload::Layer::new(filter);
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let lines = match args.log_format {
-        Format::Human => fmt::layer().with_writer(std::io::stderr).with_ansi(colour).boxed(),
-        Format::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+        Format::Human => fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(colour)
+            .boxed(),
+        Format::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(std::io::stderr)
+            .boxed(),
     };
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
@@ -49,7 +69,9 @@ pub(crate) fn start(args: &Args, default: &str) -> Result<SetLog, String> {
         if let Some(text) = text {
             handle.reload(read(text)?).map_err(|error| error.to_string())?;
         }
-        handle.with_current(ToString::to_string).map_err(|error| error.to_string())
+        handle
+            .with_current(ToString::to_string)
+            .map_err(|error| error.to_string())
     }))
 }
 

@@ -72,7 +72,9 @@ async fn run(line: Line) -> Result<(), Failure> {
         }
         Command::Hello(args) => {
             let signals = signals::Signals::install()?;
-            hello::run(args, signals.shutdown, signals.abort).await.map_err(Failure::Process)
+            hello::run(args, signals.shutdown, signals.abort)
+                .await
+                .map_err(Failure::Process)
         }
     }
 }

@@ -58,11 +58,17 @@ pub(crate) async fn run(order: Order, args: Args) -> Result<(), Failure> {
     let (namespace, url) = (&connected.namespace, &connected.url);
     let name = service_name(&args.service);
     let api: Api<Route> = Api::namespaced(connected.client.clone(), namespace);
-    let route = api.get_opt(name).await.map_err(|error| failed("read Routes", url, &error))?;
+    let route = api
+        .get_opt(name)
+        .await
+        .map_err(|error| failed("read Routes", url, &error))?;
     let route = route.ok_or_else(|| {
-        no(format!("Service {namespace}/{name} has no Route: it is not opted in; `dormouse explain {name}` says more"))
+        no(format!(
+            "Service {namespace}/{name} has no Route: it is not opted in; `dormouse explain {name}` says more"
+        ))
     })?;
-    let captured = condition::find(&route.status.unwrap_or_default().conditions, condition::CAPTURED).cloned();
+    let captured =
+        condition::find(&route.status.unwrap_or_default().conditions, condition::CAPTURED).cloned();
     if let Some(captured) = captured.filter(|found| found.status != "True" && order == Order::Sleep) {
         return Err(no(format!(
             "{namespace}/{name} cannot sleep while it is not captured: {}",
@@ -72,7 +78,10 @@ pub(crate) async fn run(order: Order, args: Args) -> Result<(), Failure> {
     let begun = Timestamp::now();
     let command = format!("{}@{:016x}", order.word(), nonce(begun));
     let patch = json!({ "metadata": { "annotations": { COMMAND_ANNOTATION: command } } });
-    let params = PatchParams { field_manager: Some(CLI_MANAGER.to_owned()), ..PatchParams::default() };
+    let params = PatchParams {
+        field_manager: Some(CLI_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
     api.patch(name, &params, &Patch::Merge(&patch))
         .await
         .map_err(|error| failed("write the order to the Route", url, &error))?;
@@ -82,11 +91,14 @@ pub(crate) async fn run(order: Order, args: Args) -> Result<(), Failure> {
     let mut last = RouteStatus::default();
     let waited =
         tokio::time::timeout(args.timeout, wait(order, &api, name, &command, begun, &mut last)).await;
-    let phase = last.phase.map_or_else(|| "unknown".to_owned(), |phase| phase.to_string());
+    let phase = last
+        .phase
+        .map_or_else(|| "unknown".to_owned(), |phase| phase.to_string());
     match waited {
-        Ok(Ok(Done::Yes(how))) => {
-            output::print(&format!("{namespace}/{name}: {how}, pods {}. {}\n", last.pods, last.why))
-        }
+        Ok(Ok(Done::Yes(how))) => output::print(&format!(
+            "{namespace}/{name}: {how}, pods {}. {}\n",
+            last.pods, last.why
+        )),
         Ok(Ok(Done::Gone)) => Err(no(format!("{namespace}/{name} is no longer opted in"))),
         Ok(Err(error)) => Err(Failure::Api(format!("cannot watch the Route at {url}: {error}"))),
         Err(_) if last.command != command => Err(no(format!(
@@ -142,7 +154,10 @@ fn done(order: Order, status: &RouteStatus, command: &str, begun: Timestamp) -> 
     }
     // Wakes say when they began by the autoscaler's clock, which may be a little behind ours.
     let slack = jiff::SignedDuration::from_secs(1);
-    let woken_since = status.wakes.iter().any(|wake| wake.at.as_ref().is_some_and(|at| at.0 >= begun - slack));
+    let woken_since = status
+        .wakes
+        .iter()
+        .any(|wake| wake.at.as_ref().is_some_and(|at| at.0 >= begun - slack));
     match (order, status.phase) {
         (Order::Wake, Some(Phase::Awake | Phase::Direct | Phase::FailOpen)) => Some("awake"),
         (Order::Sleep, Some(Phase::Asleep)) => Some("asleep"),
@@ -163,7 +178,10 @@ mod tests {
         let begun = Timestamp::from_second(1_000).expect("a time");
         let woken = |second| {
             let at = Some(Time(Timestamp::from_second(second).expect("a time")));
-            vec![Wake { at, ..Wake::default() }]
+            vec![Wake {
+                at,
+                ..Wake::default()
+            }]
         };
         let rows = [
             (Order::Wake, "x@1", Phase::Awake, vec![], Some("awake")),
@@ -172,10 +190,22 @@ mod tests {
             (Order::Wake, "x@1", Phase::Asleep, vec![], None),
             (Order::Sleep, "x@1", Phase::Asleep, vec![], Some("asleep")),
             (Order::Sleep, "x@0", Phase::Asleep, vec![], None),
-            (Order::Sleep, "x@1", Phase::Waking, vec![], Some("slept, and a request is waking it")),
+            (
+                Order::Sleep,
+                "x@1",
+                Phase::Waking,
+                vec![],
+                Some("slept, and a request is waking it"),
+            ),
             (Order::Sleep, "x@1", Phase::Awake, vec![], None),
             (Order::Sleep, "x@1", Phase::Awake, woken(900), None),
-            (Order::Sleep, "x@1", Phase::Awake, woken(1_001), Some("slept, and a request woke it again")),
+            (
+                Order::Sleep,
+                "x@1",
+                Phase::Awake,
+                woken(1_001),
+                Some("slept, and a request woke it again"),
+            ),
         ];
         for (order, command, phase, wakes, want) in rows {
             let status = RouteStatus {
@@ -184,7 +214,11 @@ mod tests {
                 wakes,
                 ..RouteStatus::default()
             };
-            assert_eq!(done(order, &status, "x@1", begun), want, "{order:?} {command} {phase}");
+            assert_eq!(
+                done(order, &status, "x@1", begun),
+                want,
+                "{order:?} {command} {phase}"
+            );
         }
     }
 }

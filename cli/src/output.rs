@@ -15,9 +15,9 @@ use crate::failure::Failure;
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::Process(anyhow::Error::new(error).context("cannot write the output")))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::Process(
+            anyhow::Error::new(error).context("cannot write the output"),
+        )),
         _ => Ok(()),
     }
 }
@@ -47,7 +47,11 @@ pub(crate) fn yaml<T: Serialize>(value: &T) -> Result<String, Failure> {
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
@@ -101,7 +105,11 @@ impl Paint {
     }
 
     fn with(self, code: &str, text: &str) -> String {
-        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.0 {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     pub(crate) fn bold(self, text: &str) -> String {
@@ -152,7 +160,12 @@ mod tests {
 
     #[test]
     fn milliseconds_have_as_many_digits_as_matter() {
-        for (ms, want) in [(0.84, "0.8 ms"), (12.3, "12 ms"), (999.0, "999 ms"), (1254.0, "1.25 s")] {
+        for (ms, want) in [
+            (0.84, "0.8 ms"),
+            (12.3, "12 ms"),
+            (999.0, "999 ms"),
+            (1254.0, "1.25 s"),
+        ] {
             assert_eq!(millis(ms), want);
         }
     }
@@ -160,7 +173,10 @@ mod tests {
     #[test]
     fn columns_line_up_and_lines_do_not_trail() {
         let rows = [["A", "LONG", "C"], ["aaa", "b", ""]];
-        let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(ToString::to_string).collect()).collect();
+        let rows: Vec<Vec<String>> = rows
+            .iter()
+            .map(|row| row.iter().map(ToString::to_string).collect())
+            .collect();
         assert_eq!(table(&rows), "A     LONG   C\naaa   b\n");
     }
 }

@@ -20,7 +20,10 @@ impl Signals {
     pub(crate) fn install() -> std::io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let signals = Self { shutdown: CancellationToken::new(), abort: CancellationToken::new() };
+        let signals = Self {
+            shutdown: CancellationToken::new(),
+            abort: CancellationToken::new(),
+        };
         let Self { shutdown, abort } = signals.clone();
         tokio::spawn(async move {
             for token in [shutdown, abort] {

@@ -38,7 +38,9 @@ pub(crate) struct Autoscaler {
 pub(crate) async fn activator(args: Activator, set_log: SetLog) -> Result<(), Failure> {
     let signals = Signals::install()?;
     let client = client::process(&args.cluster).await?;
-    activator::run(args.args, client, set_log, signals.shutdown, signals.abort).await.map_err(process)
+    activator::run(args.args, client, set_log, signals.shutdown, signals.abort)
+        .await
+        .map_err(process)
 }
 
 /// # Errors
@@ -46,7 +48,9 @@ pub(crate) async fn activator(args: Activator, set_log: SetLog) -> Result<(), Fa
 pub(crate) async fn autoscaler(args: Autoscaler, set_log: SetLog) -> Result<(), Failure> {
     let signals = Signals::install()?;
     let client = client::process(&args.cluster).await?;
-    autoscaler::run(args.args, client, set_log, signals.shutdown, signals.abort).await.map_err(process)
+    autoscaler::run(args.args, client, set_log, signals.shutdown, signals.abort)
+        .await
+        .map_err(process)
 }
 
 /// # Errors

@@ -38,7 +38,10 @@ pub(crate) struct Args {
 /// # Errors
 /// When the cluster cannot be asked, or Services are left.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    let scope = Scope { cluster: args.cluster.clone(), namespace: Some(args.system_namespace.clone()) };
+    let scope = Scope {
+        cluster: args.cluster.clone(),
+        namespace: Some(args.system_namespace.clone()),
+    };
     let connected = connect(&scope).await?;
     let routes: Api<Route> = Api::all(connected.client.clone());
     let found = match routes.list(&ListParams::default()).await {
@@ -64,7 +67,8 @@ fn confirm(args: &Args, count: usize, url: &str) -> Result<(), Failure> {
     if args.yes {
         return Ok(());
     }
-    let question = format!("Give back {count} Services at {url}: each is woken and gets its traffic directly.");
+    let question =
+        format!("Give back {count} Services at {url}: each is woken and gets its traffic directly.");
     if !std::io::stdin().is_terminal() {
         return Err(Failure::Usage(format!("{question} Say --yes to go on")));
     }
@@ -82,7 +86,10 @@ fn confirm(args: &Args, count: usize, url: &str) -> Result<(), Failure> {
 async fn ask(args: &Args, connected: &Connected, nothing_left: bool) -> Result<(), Failure> {
     let leases: Api<Lease> = Api::namespaced(connected.client.clone(), &args.system_namespace);
     let patch = json!({ "metadata": { "annotations": { RELEASE_ALL_ANNOTATION: "true" } } });
-    let params = PatchParams { field_manager: Some(CLI_MANAGER.to_owned()), ..PatchParams::default() };
+    let params = PatchParams {
+        field_manager: Some(CLI_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
     match leases.patch(LEASE, &params, &Patch::Merge(&patch)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 && nothing_left => Ok(()),
@@ -91,7 +98,11 @@ async fn ask(args: &Args, connected: &Connected, nothing_left: bool) -> Result<(
              back; start one, or name its namespace with --system-namespace",
             args.system_namespace
         )))),
-        Err(error) => Err(failed("write to the Lease of the autoscaler", &connected.url, &error)),
+        Err(error) => Err(failed(
+            "write to the Lease of the autoscaler",
+            &connected.url,
+            &error,
+        )),
     }
 }
 
@@ -130,7 +141,10 @@ async fn release(
     let waited = tokio::time::timeout(args.timeout, watch).await;
     match waited {
         Ok(Ok(())) => output::print(&format!("Given back: {all}.\n")),
-        Ok(Err(error)) => Err(Failure::Api(format!("cannot watch Routes at {}: {error}", connected.url))),
+        Ok(Err(error)) => Err(Failure::Api(format!(
+            "cannot watch Routes at {}: {error}",
+            connected.url
+        ))),
         Err(_) => Err(Failure::No(Some(format!(
             "after {:?} these are not given back: {}. `dormouse get -A` says why; the autoscaler goes on",
             args.timeout,

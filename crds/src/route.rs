@@ -28,9 +28,19 @@ pub const FULL_WEIGHT: u32 = 10_000;
     printcolumn = r#"{"name":"Why","type":"string","jsonPath":".status.why"}"#,
     printcolumn = r#"{"name":"Last-Request","type":"date","jsonPath":".status.lastRequest"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
-    validation = "!has(self.spec.pools) || size(self.spec.pools) == 0 || self.spec.pools.map(p, p.weight).sum() == 10000",
-    validation = "!has(self.spec.ports) || self.spec.ports.all(p, self.spec.ports.exists_one(q, q.listen == p.listen))",
-    validation = "!has(self.spec.pools) || self.spec.pools.all(p, self.spec.pools.exists_one(q, q.name == p.name))"
+    doc = "What an activator needs to serve one Service. Made and owned by Dormouse; not for writing by hand.",
+    validation = Rule::new(
+        "!has(self.spec.pools) || size(self.spec.pools) == 0 || self.spec.pools.map(p, p.weight).sum() == 10000"
+    )
+    .message("the weights of the pools must add up to 10000 basis points"),
+    validation = Rule::new(
+        "!has(self.spec.ports) || self.spec.ports.all(p, self.spec.ports.exists_one(q, q.listen == p.listen))"
+    )
+    .message("two ports must not have the same listening port"),
+    validation = Rule::new(
+        "!has(self.spec.pools) || self.spec.pools.all(p, self.spec.pools.exists_one(q, q.name == p.name))"
+    )
+    .message("two pools must not have the same name")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RouteSpec {
@@ -101,8 +111,8 @@ pub enum Protocol {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RoutePool {
-    /// Unique in the namespace. For a plain Service, the workload's name. Its private Service is
-    /// [`crate::names::private_service_name`].
+    /// Unique in the namespace. For a plain Service, the workload's name. Its private Service is named after it, with
+    /// `-dm` appended.
     // The bound keeps the API server's estimate of what comparing names costs below its limit.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
@@ -164,7 +174,7 @@ impl std::fmt::Display for Workload {
 }
 
 /// How an activator tells that a pod can answer: the pod's own readiness probe where that can be run from outside.
-/// The port is the private Service's port [`crate::names::PROBE_PORT_NAME`], else the port that is being served.
+/// The port is the private Service's port `probe`, else the port that is being served.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Probe {

@@ -30,14 +30,19 @@ pub(super) async fn examine(connected: &Connected, namespace: &str) -> Result<Ve
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     let own = ListParams::default().labels(&format!("{SLICE_SERVICE_LABEL}={ACTIVATOR_SERVICE}"));
     let name = Route::crd_name();
-    let (definition, slices, lease) =
-        tokio::join!(definitions.get_opt(name), slices.list(&own), leases.get_opt(LEASE));
+    let (definition, slices, lease) = tokio::join!(
+        definitions.get_opt(name),
+        slices.list(&own),
+        leases.get_opt(LEASE)
+    );
     let definition = match definition {
         Ok(found) => self::definition(found.as_ref()),
         // An account without a right to see definitions can still use the rest.
-        Err(kube::Error::Api(status)) if status.code == 403 => {
-            line(Mark::Warning, "CustomResources", "your account may not read custom resource definitions, so they are not checked")
-        }
+        Err(kube::Error::Api(status)) if status.code == 403 => line(
+            Mark::Warning,
+            "CustomResources",
+            "your account may not read custom resource definitions, so they are not checked",
+        ),
         Err(error) => return Err(failed("read custom resource definitions", url, &error)),
     };
     let slices = slices.map_err(|error| failed("list the activators' EndpointSlices", url, &error))?;
@@ -53,21 +58,35 @@ fn definition(found: Option<&CustomResourceDefinition>) -> Line {
     let ours = Route::crd();
     let reason = "CustomResources";
     let Some(found) = found else {
-        return line(Mark::Stop, reason, format!("{} is not installed: {FIX}", Route::crd_name()));
+        return line(
+            Mark::Stop,
+            reason,
+            format!("{} is not installed: {FIX}", Route::crd_name()),
+        );
     };
     let version = |definition: &CustomResourceDefinition| -> Option<CustomResourceDefinitionVersion> {
-        definition.spec.versions.iter().find(|version| version.name == crds::names::VERSION).cloned()
+        definition
+            .spec
+            .versions
+            .iter()
+            .find(|version| version.name == crds::names::VERSION)
+            .cloned()
     };
     // The columns are for people, and the status only for us: what activators read is the schema.
     let schema = |version: CustomResourceDefinitionVersion| version.schema;
     match (version(found).map(schema), version(&ours).map(schema)) {
-        (Some(theirs), Some(ours)) if theirs == ours => {
-            line(Mark::Good, reason, format!("{} is installed and current", Route::crd_name()))
-        }
+        (Some(theirs), Some(ours)) if theirs == ours => line(
+            Mark::Good,
+            reason,
+            format!("{} is installed and current", Route::crd_name()),
+        ),
         _ => line(
             Mark::Warning,
             reason,
-            format!("{} is installed in another version than this program's: {FIX}", Route::crd_name()),
+            format!(
+                "{} is installed in another version than this program's: {FIX}",
+                Route::crd_name()
+            ),
         ),
     }
 }
@@ -81,20 +100,34 @@ fn activators(slices: &[EndpointSlice], namespace: &str) -> Line {
         // No word about it means ready, by the API's definition.
         ready += usize::from(conditions.and_then(|conditions| conditions.ready).unwrap_or(true));
     }
-    let fix = format!("kubectl get pods -n {namespace}; until one is, awake Services are reached directly and asleep ones not at all");
+    let fix = format!(
+        "kubectl get pods -n {namespace}; until one is, awake Services are reached directly and asleep ones not at all"
+    );
     match (ready, all) {
-        (0, 0) => line(Mark::Stop, "Activators", format!("none runs: Service {namespace}/{ACTIVATOR_SERVICE} has no endpoints; {fix}")),
+        (0, 0) => line(
+            Mark::Stop,
+            "Activators",
+            format!("none runs: Service {namespace}/{ACTIVATOR_SERVICE} has no endpoints; {fix}"),
+        ),
         (0, all) => line(Mark::Stop, "Activators", format!("none of {all} is ready: {fix}")),
-        (1, 1) => line(Mark::Good, "Activators", "1 is ready; a second one would survive its loss"),
-        (ready, all) if ready < all => {
-            line(Mark::Warning, "Activators", format!("{ready} of {all} are ready: kubectl get pods -n {namespace}"))
-        }
+        (1, 1) => line(
+            Mark::Good,
+            "Activators",
+            "1 is ready; a second one would survive its loss",
+        ),
+        (ready, all) if ready < all => line(
+            Mark::Warning,
+            "Activators",
+            format!("{ready} of {all} are ready: kubectl get pods -n {namespace}"),
+        ),
         (ready, _) => line(Mark::Good, "Activators", format!("{ready} are ready")),
     }
 }
 
 fn leader(lease: Option<&Lease>, namespace: &str, now: Timestamp) -> Vec<Line> {
-    let fix = format!("kubectl get pods -n {namespace}; until one leads, sleeping Services still wake, and nothing else is scaled");
+    let fix = format!(
+        "kubectl get pods -n {namespace}; until one leads, sleeping Services still wake, and nothing else is scaled"
+    );
     let Some(lease) = lease else {
         return vec![line(
             Mark::Stop,
@@ -104,20 +137,30 @@ fn leader(lease: Option<&Lease>, namespace: &str, now: Timestamp) -> Vec<Line> {
     };
     let spec = lease.spec.clone().unwrap_or_default();
     let holder = spec.holder_identity.filter(|holder| !holder.is_empty());
-    let age = spec.renew_time.map(|renewed| now.duration_since(renewed.0).as_secs().max(0));
+    let age = spec
+        .renew_time
+        .map(|renewed| now.duration_since(renewed.0).as_secs().max(0));
     let limit = i64::from(spec.lease_duration_seconds.unwrap_or(5));
     let mut lines = vec![match (holder, age) {
-        (Some(holder), Some(age)) if age <= limit => {
-            line(Mark::Good, "Leader", format!("{holder} leads, renewed {age}s ago"))
-        }
+        (Some(holder), Some(age)) if age <= limit => line(
+            Mark::Good,
+            "Leader",
+            format!("{holder} leads, renewed {age}s ago"),
+        ),
         (Some(holder), Some(age)) => line(
             Mark::Stop,
             "Leader",
-            format!("{holder} led, but has not renewed for {age}s (limit {limit}s), and no other has taken over: {fix}"),
+            format!(
+                "{holder} led, but has not renewed for {age}s (limit {limit}s), and no other has taken over: {fix}"
+            ),
         ),
         _ => line(Mark::Stop, "Leader", format!("no autoscaler leads: {fix}")),
     }];
-    let release = lease.metadata.annotations.as_ref().and_then(|all| all.get(RELEASE_ALL_ANNOTATION));
+    let release = lease
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(RELEASE_ALL_ANNOTATION));
     if release.is_some_and(|value| value == "true") {
         lines.push(line(
             Mark::Stop,
@@ -140,11 +183,17 @@ mod tests {
 
     fn slice(ready: &[Option<bool>]) -> Vec<EndpointSlice> {
         let endpoint = |ready: &Option<bool>| Endpoint {
-            conditions: Some(EndpointConditions { ready: *ready, ..EndpointConditions::default() }),
+            conditions: Some(EndpointConditions {
+                ready: *ready,
+                ..EndpointConditions::default()
+            }),
             ..Endpoint::default()
         };
         let endpoints = ready.iter().map(endpoint).collect();
-        vec![EndpointSlice { endpoints, ..EndpointSlice::default() }]
+        vec![EndpointSlice {
+            endpoints,
+            ..EndpointSlice::default()
+        }]
     }
 
     #[test]
@@ -178,7 +227,11 @@ mod tests {
         let rows = [
             (None, Mark::Stop, "no autoscaler has ever led"),
             (Some(lease("a", 999)), Mark::Good, "a leads, renewed 1s ago"),
-            (Some(lease("a", 994)), Mark::Stop, "a led, but has not renewed for 6s (limit 5s)"),
+            (
+                Some(lease("a", 994)),
+                Mark::Stop,
+                "a led, but has not renewed for 6s (limit 5s)",
+            ),
             (Some(lease("", 999)), Mark::Stop, "no autoscaler leads"),
             (Some(Lease::default()), Mark::Stop, "no autoscaler leads"),
         ];
@@ -189,8 +242,11 @@ mod tests {
             assert_eq!(found.len(), 1);
         }
         let mut releasing = lease("a", 999);
-        releasing.metadata.annotations =
-            Some([(RELEASE_ALL_ANNOTATION.to_owned(), "true".to_owned())].into_iter().collect());
+        releasing.metadata.annotations = Some(
+            [(RELEASE_ALL_ANNOTATION.to_owned(), "true".to_owned())]
+                .into_iter()
+                .collect(),
+        );
         assert_eq!(leader(Some(&releasing), "x", now)[1].mark, Mark::Stop);
     }
 

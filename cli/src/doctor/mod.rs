@@ -69,7 +69,12 @@ struct Line {
 
 impl Line {
     fn new(mark: Mark, about: &str, reason: &str, text: impl Into<String>) -> Self {
-        Self { mark, about: about.to_owned(), reason: reason.to_owned(), text: text.into() }
+        Self {
+            mark,
+            about: about.to_owned(),
+            reason: reason.to_owned(),
+            text: text.into(),
+        }
     }
 }
 
@@ -83,9 +88,10 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         None => opted_in(&args, &connected).await?,
     };
     let (live, rest) = services.split_at(services.len().min(LIVE));
-    let looks = futures::stream::iter(live.iter().map(|(namespace, name)| {
-        service::examine(&connected, namespace, name, args.service.is_some())
-    }));
+    let looks = futures::stream::iter(
+        live.iter()
+            .map(|(namespace, name)| service::examine(&connected, namespace, name, args.service.is_some())),
+    );
     for look in looks.buffered(AT_ONCE).collect::<Vec<_>>().await {
         lines.extend(look?);
     }
@@ -97,7 +103,11 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         None => text(&lines, Paint::stdout()),
     };
     output::print(&text)?;
-    if lines.iter().any(|line| line.mark == Mark::Stop) { Err(Failure::No(None)) } else { Ok(()) }
+    if lines.iter().any(|line| line.mark == Mark::Stop) {
+        Err(Failure::No(None))
+    } else {
+        Ok(())
+    }
 }
 
 /// Namespace and name of every opted-in Service, and of every Route.
@@ -107,7 +117,10 @@ async fn opted_in(args: &Args, connected: &Connected) -> Result<Vec<(String, Str
         (Api::all(client.clone()), Api::all(client.clone()))
     } else {
         let namespace = &connected.namespace;
-        (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace))
+        (
+            Api::namespaced(client.clone(), namespace),
+            Api::namespaced(client.clone(), namespace),
+        )
     };
     let namespaces: Api<Namespace> = Api::all(client);
     let all = ListParams::default();
@@ -119,17 +132,25 @@ async fn opted_in(args: &Args, connected: &Connected) -> Result<Vec<(String, Str
     let namespaces = namespaces.map(|list| list.items).unwrap_or_default();
     let defaults = |namespace: &str| {
         let found = namespaces.iter().find(|object| object.name_any() == namespace);
-        found.map(|object| object.annotations().clone()).unwrap_or_default()
+        found
+            .map(|object| object.annotations().clone())
+            .unwrap_or_default()
     };
     let mut found: Vec<(String, String)> = services
         .items
         .iter()
         .filter(|service| {
             let defaults = defaults(&service.namespace().unwrap_or_default());
-            crds::annotation::parse(&defaults, service.annotations()).settings.enabled
+            crds::annotation::parse(&defaults, service.annotations())
+                .settings
+                .enabled
         })
         .map(|service| (service.namespace().unwrap_or_default(), service.name_any()))
-        .chain(routes.iter().map(|route| (route.namespace().unwrap_or_default(), route.name_any())))
+        .chain(
+            routes
+                .iter()
+                .map(|route| (route.namespace().unwrap_or_default(), route.name_any())),
+        )
         .collect();
     found.sort();
     found.dedup();
@@ -169,7 +190,8 @@ mod tests {
             Line::new(Mark::Warning, "shop/web", "X", "y"),
             Line::new(Mark::Advice, "shop/web", "Z", "z"),
         ];
-        let want = "installation\n  ✓ Leader: a leads\nshop/web\n  ✗ Headless: is headless\n  ! X: y\n  · Z: z\n";
+        let want =
+            "installation\n  ✓ Leader: a leads\nshop/web\n  ✗ Headless: is headless\n  ! X: y\n  · Z: z\n";
         assert_eq!(text(&lines, Paint::never()), want);
     }
 }

@@ -34,7 +34,9 @@ pub(super) async fn examine(
     let (client, url) = (&connected.client, &connected.url);
     let facts = match examine::gather(client, namespace, name).await {
         Ok(facts) => facts,
-        Err(error @ GatherError::NoService { .. }) => return Err(Failure::No(Some(format!("{error} at {url}")))),
+        Err(error @ GatherError::NoService { .. }) => {
+            return Err(Failure::No(Some(format!("{error} at {url}"))));
+        }
         Err(GatherError::Read { kind, source }) => return Err(failed(&format!("read {kind}"), url, &source)),
     };
     let routes: Api<Route> = Api::namespaced(client.clone(), namespace);
@@ -72,9 +74,17 @@ pub(super) async fn by_conditions(
             .find(|route| route.namespace().as_ref() == Some(namespace) && route.name_any() == *name);
         let about = format!("{namespace}/{name}");
         lines.extend(self::lines(&about, true, route, &[]));
-        let conditions = route.and_then(|route| route.status.as_ref()).map(|status| status.conditions.as_slice());
-        for kind in [condition::CONFIGURATION_VALID, condition::FULLY_ACTIVE, condition::WARNING] {
-            let found = conditions.and_then(|list| condition::find(list, kind)).filter(|found| !good(found));
+        let conditions = route
+            .and_then(|route| route.status.as_ref())
+            .map(|status| status.conditions.as_slice());
+        for kind in [
+            condition::CONFIGURATION_VALID,
+            condition::FULLY_ACTIVE,
+            condition::WARNING,
+        ] {
+            let found = conditions
+                .and_then(|list| condition::find(list, kind))
+                .filter(|found| !good(found));
             lines.extend(found.map(|found| Line::new(Mark::Warning, &about, &found.reason, &found.message)));
         }
     }
@@ -85,15 +95,24 @@ pub(super) async fn by_conditions(
 fn lines(about: &str, opted_in: bool, route: Option<&Route>, findings: &[Finding]) -> Vec<Line> {
     let status = route.and_then(|route| route.status.clone()).unwrap_or_default();
     let mut lines: Vec<Line> = findings.iter().map(|finding| found(about, finding)).collect();
-    let refused = findings.iter().any(|finding| finding.severity == Severity::Refusal);
+    let refused = findings
+        .iter()
+        .any(|finding| finding.severity == Severity::Refusal);
     if !refused {
         lines.push(captured(about, opted_in, route.is_some(), &status));
     }
-    let seen = status.conditions.iter().filter(|seen| ONLY_SEEN.contains(&seen.type_.as_str()));
+    let seen = status
+        .conditions
+        .iter()
+        .filter(|seen| ONLY_SEEN.contains(&seen.type_.as_str()));
     for condition in seen {
-        let said = lines.iter().any(|line| line.reason == condition.reason && line.mark != Mark::Good);
+        let said = lines
+            .iter()
+            .any(|line| line.reason == condition.reason && line.mark != Mark::Good);
         // What was found live is newer than the condition.
-        let live = findings.iter().any(|finding| finding.condition == condition.type_);
+        let live = findings
+            .iter()
+            .any(|finding| finding.condition == condition.type_);
         if !said && !live && (!good(condition) || condition.type_ == condition::SCALED_BY_HPA) {
             lines.extend(seen_line(about, condition));
         }
@@ -125,7 +144,9 @@ fn seen_line(about: &str, found: &Condition) -> Option<Line> {
 fn captured(about: &str, opted_in: bool, known: bool, status: &RouteStatus) -> Line {
     let found = condition::find(&status.conditions, condition::CAPTURED);
     match found {
-        Some(found) if found.status == "True" => Line::new(Mark::Good, about, condition::CAPTURED, &found.message),
+        Some(found) if found.status == "True" => {
+            Line::new(Mark::Good, about, condition::CAPTURED, &found.message)
+        }
         Some(found) => {
             let under_way = [reason::CAPTURING, reason::RELEASING].contains(&found.reason.as_str());
             let mark = if under_way { Mark::Warning } else { Mark::Stop };
@@ -137,7 +158,12 @@ fn captured(about: &str, opted_in: bool, known: bool, status: &RouteStatus) -> L
             "NotOptedIn",
             "nothing was asked for; annotate it with dormouse.dev/scale-to-zero: \"true\"",
         ),
-        None if known => Line::new(Mark::Warning, about, reason::CAPTURING, "the autoscaler has not come to it yet"),
+        None if known => Line::new(
+            Mark::Warning,
+            about,
+            reason::CAPTURING,
+            "the autoscaler has not come to it yet",
+        ),
         None => Line::new(
             Mark::Stop,
             about,
@@ -158,14 +184,24 @@ mod tests {
         let now = || Time(Timestamp::UNIX_EPOCH);
         let conditions = conditions
             .iter()
-            .map(|(kind, status, reason)| condition::condition(kind, *status, reason, format!("{kind} says"), None, now()))
+            .map(|(kind, status, reason)| {
+                condition::condition(kind, *status, reason, format!("{kind} says"), None, now())
+            })
             .collect();
-        route.status = Some(RouteStatus { conditions, ..RouteStatus::default() });
+        route.status = Some(RouteStatus {
+            conditions,
+            ..RouteStatus::default()
+        });
         route
     }
 
     fn finding(severity: Severity, condition: &'static str, reason: &'static str) -> Finding {
-        Finding { severity, condition, reason, message: "found".to_owned() }
+        Finding {
+            severity,
+            condition,
+            reason,
+            message: "found".to_owned(),
+        }
     }
 
     #[test]
@@ -194,7 +230,11 @@ mod tests {
                     (condition::SCALED_BY_HPA, true, reason::HPA),
                     (condition::REPLICAS_CONFLICT, true, reason::FOREIGN_MANAGER),
                 ])),
-                vec![finding(Severity::Warning, condition::REPLICAS_CONFLICT, reason::FOREIGN_MANAGER)],
+                vec![finding(
+                    Severity::Warning,
+                    condition::REPLICAS_CONFLICT,
+                    reason::FOREIGN_MANAGER,
+                )],
                 vec![
                     (Mark::Stop, "CrashLoopBackOff"),
                     (Mark::Warning, "ForeignManager"),
@@ -205,10 +245,16 @@ mod tests {
         ];
         for (route, findings, want) in rows {
             let lines = lines("shop/web", true, route.as_ref(), &findings);
-            let got: Vec<_> = lines.iter().map(|line| (line.mark, line.reason.as_str())).collect();
+            let got: Vec<_> = lines
+                .iter()
+                .map(|line| (line.mark, line.reason.as_str()))
+                .collect();
             assert_eq!(got, want);
         }
         let asked_nothing = lines("shop/web", false, None, &[]);
-        assert_eq!((asked_nothing[0].mark, asked_nothing[0].reason.as_str()), (Mark::Warning, "NotOptedIn"));
+        assert_eq!(
+            (asked_nothing[0].mark, asked_nothing[0].reason.as_str()),
+            (Mark::Warning, "NotOptedIn")
+        );
     }
 }

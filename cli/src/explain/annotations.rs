@@ -50,7 +50,11 @@ fn text(paint: Paint) -> String {
 
 fn entry(key: &Key, paint: Paint) -> String {
     let mut lines = vec![
-        format!("{}   {}", paint.bold(key.name), paint.faint(&format!("default {}", key.default))),
+        format!(
+            "{}   {}",
+            paint.bold(key.name),
+            paint.faint(&format!("default {}", key.default))
+        ),
         format!("    {}", key.meaning),
         format!("    allowed: {}", key.kind.allowed()),
     ];

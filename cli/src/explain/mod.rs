@@ -52,7 +52,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         Some(Format::Json) => output::data(&explained, Data::Json)?,
         Some(Format::Yaml) => output::data(&explained, Data::Yaml)?,
         Some(Format::Markdown) => {
-            return Err(Failure::Usage("-o markdown is only for `dormouse explain annotations`".to_owned()));
+            return Err(Failure::Usage(
+                "-o markdown is only for `dormouse explain annotations`".to_owned(),
+            ));
         }
         None => service::text(&explained, jiff::Timestamp::now(), Paint::stdout()),
     };
@@ -61,7 +63,10 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 
 /// `web`, also when written `service/web` or `svc/web`.
 pub(crate) fn service_name(text: &str) -> &str {
-    ["service/", "services/", "svc/"].iter().find_map(|prefix| text.strip_prefix(prefix)).unwrap_or(text)
+    ["service/", "services/", "svc/"]
+        .iter()
+        .find_map(|prefix| text.strip_prefix(prefix))
+        .unwrap_or(text)
 }
 
 async fn gather(name: &str, scope: &Scope) -> Result<service::Explained, Failure> {
@@ -71,17 +76,27 @@ async fn gather(name: &str, scope: &Scope) -> Result<service::Explained, Failure
     let routes: Api<Route> = Api::namespaced(client.clone(), namespace);
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
     let all = ListParams::default();
-    let (service, route, events) = tokio::join!(services.get_opt(name), routes.get_opt(name), events.list(&all));
+    let (service, route, events) =
+        tokio::join!(services.get_opt(name), routes.get_opt(name), events.list(&all));
     let service = service.map_err(|error| failed("read the Service", url, &error))?;
-    let service = service.ok_or_else(|| Failure::No(Some(format!("there is no Service {namespace}/{name} at {url}"))))?;
+    let service = service
+        .ok_or_else(|| Failure::No(Some(format!("there is no Service {namespace}/{name} at {url}"))))?;
     let route = route.map_err(|error| failed("read Routes", url, &error))?;
     let namespaces: Api<Namespace> = Api::all(client.clone());
     // An account may be allowed to see its namespace's contents only: then the defaults on it are not shown.
     let defaults = namespaces.get_opt(namespace).await.ok().flatten();
-    let defaults = defaults.and_then(|namespace| namespace.metadata.annotations).unwrap_or_default();
+    let defaults = defaults
+        .and_then(|namespace| namespace.metadata.annotations)
+        .unwrap_or_default();
     let own = service.metadata.annotations.clone().unwrap_or_default();
     let parsed = annotation::parse(&defaults, &own);
     // Events are a courtesy: without them the rest is still worth printing.
     let events = events.map(|list| list.items).unwrap_or_default();
-    Ok(service::Explained::new(namespace, name, route.as_ref(), &parsed, &events))
+    Ok(service::Explained::new(
+        namespace,
+        name,
+        route.as_ref(),
+        &parsed,
+        &events,
+    ))
 }

@@ -95,7 +95,12 @@ impl Explained {
             captured: condition::is_true(&status.conditions, condition::CAPTURED),
             phase: status.phase,
             scaled_by: scaled_by(&status.conditions, parsed),
-            events: relevant(events, namespace, name, pools.iter().map(|pool| pool.workload.name.as_str())),
+            events: relevant(
+                events,
+                namespace,
+                name,
+                pools.iter().map(|pool| pool.workload.name.as_str()),
+            ),
             workloads,
             pods: status.pods,
             weights: status.weights,
@@ -161,7 +166,11 @@ fn relevant<'a>(
             _ => false,
         }
     };
-    let mut found: Vec<Said> = events.iter().filter(|event| about(event)).map(Said::new).collect();
+    let mut found: Vec<Said> = events
+        .iter()
+        .filter(|event| about(event))
+        .map(Said::new)
+        .collect();
     found.sort_by(|a, b| a.at.cmp(&b.at));
     found.split_off(found.len().saturating_sub(EVENTS))
 }
@@ -169,7 +178,9 @@ fn relevant<'a>(
 impl Said {
     fn new(event: &Event) -> Self {
         let series = event.series.as_ref();
-        let last = series.and_then(|series| series.last_observed_time.clone()).or_else(|| event.event_time.clone());
+        let last = series
+            .and_then(|series| series.last_observed_time.clone())
+            .or_else(|| event.event_time.clone());
         let object = &event.involved_object;
         Self {
             at: event
@@ -185,19 +196,31 @@ impl Said {
             ),
             reason: event.reason.clone().unwrap_or_default(),
             message: event.message.clone().unwrap_or_default(),
-            count: series.and_then(|series| series.count).or(event.count).unwrap_or(1).max(1),
+            count: series
+                .and_then(|series| series.count)
+                .or(event.count)
+                .unwrap_or(1)
+                .max(1),
         }
     }
 }
 
 /// For people.
 pub(super) fn text(explained: &Explained, now: Timestamp, paint: Paint) -> String {
-    let mut out = format!("{}\n", paint.bold(&format!("{}/{}", explained.namespace, explained.name)));
+    let mut out = format!(
+        "{}\n",
+        paint.bold(&format!("{}/{}", explained.namespace, explained.name))
+    );
     // Writing to a String cannot fail.
     for (label, value) in standing(explained, now, paint) {
         let _ = writeln!(out, "  {label:<13} {value}");
     }
-    section(&mut out, paint, "Settings that are not the default", &settings(explained, paint));
+    section(
+        &mut out,
+        paint,
+        "Settings that are not the default",
+        &settings(explained, paint),
+    );
     section(&mut out, paint, "Wakes", &wakes(explained, now));
     section(&mut out, paint, "Conditions", &conditions(explained, paint));
     section(&mut out, paint, "Events", &events(explained, now, paint));
@@ -214,7 +237,11 @@ fn section(out: &mut String, paint: Paint, title: &str, body: &str) {
 fn standing(explained: &Explained, now: Timestamp, paint: Paint) -> Vec<(&'static str, String)> {
     let mut lines = vec![("captured", captured(explained, paint))];
     if let Some(phase) = explained.phase {
-        let pods = if explained.pods.is_empty() { String::new() } else { format!(", pods {}", explained.pods) };
+        let pods = if explained.pods.is_empty() {
+            String::new()
+        } else {
+            format!(", pods {}", explained.pods)
+        };
         lines.push(("phase", format!("{phase}{pods} (ready/wanted)")));
     }
     let mut add = |label, value: &str| {
@@ -237,7 +264,10 @@ fn standing(explained: &Explained, now: Timestamp, paint: Paint) -> Vec<(&'stati
         add("weights", &explained.weights);
     }
     if explained.last_request.is_some() {
-        add("last request", &format!("{} ago", age(explained.last_request.as_ref(), now)));
+        add(
+            "last request",
+            &format!("{} ago", age(explained.last_request.as_ref(), now)),
+        );
     }
     lines
 }
@@ -248,11 +278,18 @@ fn captured(explained: &Explained, paint: Paint) -> String {
         (_, _, Some(found)) if found.status == "True" => format!("{}, {}", paint.good("yes"), found.message),
         (_, _, Some(found)) => format!("{}, {}: {}", paint.bad("no"), found.reason, found.message),
         (false, false, None) => {
-            format!("{}, it is not opted in: kubectl annotate service {} -n {} dormouse.dev/scale-to-zero=true",
-                paint.bad("no"), explained.name, explained.namespace)
+            format!(
+                "{}, it is not opted in: kubectl annotate service {} -n {} dormouse.dev/scale-to-zero=true",
+                paint.bad("no"),
+                explained.name,
+                explained.namespace
+            )
         }
         (true, false, None) => {
-            format!("{}, the autoscaler has not seen it: `dormouse doctor` says whether it runs", paint.bad("no"))
+            format!(
+                "{}, the autoscaler has not seen it: `dormouse doctor` says whether it runs",
+                paint.bad("no")
+            )
         }
         (_, true, None) => format!("{}, the autoscaler has not come to it yet", paint.bad("not yet")),
     }
@@ -263,7 +300,11 @@ fn settings(explained: &Explained, paint: Paint) -> String {
         .settings
         .iter()
         .map(|setting| {
-            let note = if explained.inactive.contains(&setting.key) { ", not yet active" } else { "" };
+            let note = if explained.inactive.contains(&setting.key) {
+                ", not yet active"
+            } else {
+                ""
+            };
             vec![
                 format!("  {}", setting.key),
                 setting.value.clone(),
@@ -299,7 +340,11 @@ fn wakes(explained: &Explained, now: Timestamp) -> String {
     let of: [(&str, Of); 2] = [("  p50", |summary| summary.p50), ("  max", |summary| summary.max)];
     for (label, of) in of {
         let mut row = vec![label.to_owned()];
-        row.extend(PARTS.iter().map(|part| cell(explained.wake_summary.get(part).map(of))));
+        row.extend(
+            PARTS
+                .iter()
+                .map(|part| cell(explained.wake_summary.get(part).map(of))),
+        );
         rows.push(row);
     }
     table(&rows)
@@ -311,8 +356,17 @@ fn conditions(explained: &Explained, paint: Paint) -> String {
         .iter()
         .map(|condition| {
             let status = format!("{:<7}", condition.status);
-            let status = if good(condition) { paint.good(&status) } else { paint.warn(&status) };
-            vec![format!("  {}", condition.type_), status, condition.reason.clone(), condition.message.clone()]
+            let status = if good(condition) {
+                paint.good(&status)
+            } else {
+                paint.warn(&status)
+            };
+            vec![
+                format!("  {}", condition.type_),
+                status,
+                condition.reason.clone(),
+                condition.message.clone(),
+            ]
         })
         .collect();
     table(&rows)
@@ -337,8 +391,16 @@ fn events(explained: &Explained, now: Timestamp, paint: Paint) -> String {
         .events
         .iter()
         .map(|event| {
-            let times = if event.count > 1 { format!(" ({} times)", event.count) } else { String::new() };
-            let reason = if event.warning { paint.warn(&event.reason) } else { event.reason.clone() };
+            let times = if event.count > 1 {
+                format!(" ({} times)", event.count)
+            } else {
+                String::new()
+            };
+            let reason = if event.warning {
+                paint.warn(&event.reason)
+            } else {
+                event.reason.clone()
+            };
             vec![
                 format!("  {}", age(event.at.as_ref(), now)),
                 event.about.clone(),
@@ -363,18 +425,30 @@ mod tests {
     }
 
     fn parsed(pairs: &[(&str, &str)]) -> Parsed {
-        let service = pairs.iter().map(|(k, v)| (format!("dormouse.dev/{k}"), (*v).to_owned())).collect();
+        let service = pairs
+            .iter()
+            .map(|(k, v)| (format!("dormouse.dev/{k}"), (*v).to_owned()))
+            .collect();
         annotation::parse(&BTreeMap::new(), &service)
     }
 
     fn route() -> Route {
         let pool = RoutePool {
             name: "web".to_owned(),
-            workload: Workload { name: "web".to_owned(), ..Workload::default() },
+            workload: Workload {
+                name: "web".to_owned(),
+                ..Workload::default()
+            },
             weight: 10_000,
             ..RoutePool::default()
         };
-        let mut route = Route::new("web", RouteSpec { pools: vec![pool], ..RouteSpec::default() });
+        let mut route = Route::new(
+            "web",
+            RouteSpec {
+                pools: vec![pool],
+                ..RouteSpec::default()
+            },
+        );
         let captured = condition::condition(
             condition::CAPTURED,
             true,
@@ -424,8 +498,17 @@ mod tests {
 
     #[test]
     fn an_awake_service_says_everything() {
-        let events = [event("Service", "web", 61), event("Service", "other", 62), event("Deployment", "web", 60)];
-        let parsed = parsed(&[("scale-to-zero", "true"), ("keep-alive", "30s"), ("min-scal", "1"), ("burst", "x")]);
+        let events = [
+            event("Service", "web", 61),
+            event("Service", "other", 62),
+            event("Deployment", "web", 60),
+        ];
+        let parsed = parsed(&[
+            ("scale-to-zero", "true"),
+            ("keep-alive", "30s"),
+            ("min-scal", "1"),
+            ("burst", "x"),
+        ]);
         let explained = Explained::new("shop", "web", Some(&route()), &parsed, &events);
         let text = text(&explained, at(100).0, Paint::never());
         let want = "\
@@ -464,7 +547,10 @@ Events
     fn a_service_that_is_not_opted_in_says_how() {
         let explained = Explained::new("shop", "web", None, &parsed(&[]), &[]);
         let text = text(&explained, at(0).0, Paint::never());
-        assert!(text.contains("no, it is not opted in: kubectl annotate service web -n shop"), "{text}");
+        assert!(
+            text.contains("no, it is not opted in: kubectl annotate service web -n shop"),
+            "{text}"
+        );
         let explained = Explained::new("shop", "web", None, &parsed(&[("scale-to-zero", "true")]), &[]);
         assert!(captured(&explained, Paint::never()).contains("the autoscaler has not seen it"));
     }
@@ -482,7 +568,10 @@ Events
             at(0),
         )];
         let explained = Explained::new("shop", "web", Some(&route), &parsed(&[]), &[]);
-        assert_eq!(captured(&explained, Paint::never()), "no, Headless: The Service is headless.");
+        assert_eq!(
+            captured(&explained, Paint::never()),
+            "no, Headless: The Service is headless."
+        );
     }
 
     #[test]

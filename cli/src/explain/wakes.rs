@@ -31,7 +31,9 @@ impl Split {
             signal: wake.signal_ms,
             schedule: after(wake.address_ms, wake.signal_ms),
             start: after(wake.listening_ms, wake.address_ms),
-            forward: wake.forward_ms.or_else(|| after(wake.answered_ms, wake.listening_ms)),
+            forward: wake
+                .forward_ms
+                .or_else(|| after(wake.answered_ms, wake.listening_ms)),
             answered: wake.answered_ms,
             held: wake.held,
             woken_by: wake.woken_by.clone(),
@@ -40,7 +42,13 @@ impl Split {
 
     /// The five parts, in order.
     pub(super) fn parts(&self) -> [Option<f64>; 5] {
-        [self.signal, self.schedule, self.start, self.forward, self.answered]
+        [
+            self.signal,
+            self.schedule,
+            self.start,
+            self.forward,
+            self.answered,
+        ]
     }
 }
 
@@ -56,10 +64,16 @@ pub(super) struct Summary {
 
 /// Of one part; `None` when no wake has it.
 pub(super) fn summary(splits: &[Split], part: usize) -> Option<Summary> {
-    let mut values: Vec<f64> = splits.iter().filter_map(|split| *split.parts().get(part)?).collect();
+    let mut values: Vec<f64> = splits
+        .iter()
+        .filter_map(|split| *split.parts().get(part)?)
+        .collect();
     values.sort_by(f64::total_cmp);
     // Of an even number the larger middle: with two wakes, the slower one.
-    Some(Summary { p50: *values.get(values.len() / 2)?, max: *values.last()? })
+    Some(Summary {
+        p50: *values.get(values.len() / 2)?,
+        max: *values.last()?,
+    })
 }
 
 #[cfg(test)]
@@ -80,19 +94,29 @@ mod tests {
     #[test]
     fn a_wake_is_split_into_what_came_one_after_the_other() {
         let split = Split::new(&wake(1.0, 5.0, 105.0, 107.0));
-        assert_eq!(split.parts(), [Some(1.0), Some(4.0), Some(100.0), Some(2.0), Some(107.0)]);
+        assert_eq!(
+            split.parts(),
+            [Some(1.0), Some(4.0), Some(100.0), Some(2.0), Some(107.0)]
+        );
     }
 
     #[test]
     fn a_part_that_was_not_seen_leaves_its_neighbours_out_too() {
-        let split = Split::new(&Wake { address_ms: None, forward_ms: None, ..wake(1.0, 0.0, 105.0, 107.0) });
+        let split = Split::new(&Wake {
+            address_ms: None,
+            forward_ms: None,
+            ..wake(1.0, 0.0, 105.0, 107.0)
+        });
         assert_eq!(split.parts(), [Some(1.0), None, None, Some(2.0), Some(107.0)]);
         assert_eq!(Split::new(&Wake::default()).parts(), [None; 5]);
     }
 
     #[test]
     fn the_summary_is_middle_and_largest() {
-        let splits: Vec<_> = [9.0, 1.0, 5.0].iter().map(|s| Split::new(&wake(*s, 10.0, 20.0, 30.0))).collect();
+        let splits: Vec<_> = [9.0, 1.0, 5.0]
+            .iter()
+            .map(|s| Split::new(&wake(*s, 10.0, 20.0, 30.0)))
+            .collect();
         assert_eq!(summary(&splits, 0), Some(Summary { p50: 5.0, max: 9.0 }));
         assert_eq!(summary(&splits[..2], 0), Some(Summary { p50: 9.0, max: 9.0 }));
         assert_eq!(summary(&[], 0), None);

@@ -56,7 +56,9 @@ impl App {
         let in_flight = self.stats.begin();
         let together = in_flight.together;
         let mut response = self.counted(ask, request, in_flight).await;
-        response.headers_mut().insert("hello-in-flight", HeaderValue::from(together));
+        response
+            .headers_mut()
+            .insert("hello-in-flight", HeaderValue::from(together));
         response
     }
 
@@ -64,7 +66,10 @@ impl App {
         let (status, text) = match ask {
             Ask::Delay(delay) => {
                 tokio::time::sleep(delay).await;
-                (StatusCode::OK, format!("Hello from {} after {} ms\n", self.name, delay.as_millis()))
+                (
+                    StatusCode::OK,
+                    format!("Hello from {} after {} ms\n", self.name, delay.as_millis()),
+                )
             }
             Ask::Status(status) => (status, format!("{status}\n")),
             Ask::Stream { lines, pause } => return Response::new(hold(line_body(lines, pause), in_flight)),
@@ -87,13 +92,18 @@ impl App {
         match self.ready_at {
             Some(at) if Instant::now() >= at => text_response(StatusCode::OK, "ready\n".to_owned()),
             Some(_) => text_response(StatusCode::SERVICE_UNAVAILABLE, "booting\n".to_owned()),
-            None => text_response(StatusCode::SERVICE_UNAVAILABLE, "never ready, as asked to\n".to_owned()),
+            None => text_response(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "never ready, as asked to\n".to_owned(),
+            ),
         }
     }
 
     fn stats_page(&self) -> Response<Body> {
         let mut response = text_response(StatusCode::OK, format!("{}\n", self.stats.json(&self.name)));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }
 }
@@ -101,7 +111,10 @@ impl App {
 fn ask(path: &str, query: Option<&str>) -> Ask {
     let mut parts = path.trim_matches('/').splitn(2, '/');
     let (first, rest) = (parts.next().unwrap_or(""), parts.next());
-    let number = |most: u64| rest.and_then(|text| text.parse::<u64>().ok()).filter(|number| *number <= most);
+    let number = |most: u64| {
+        rest.and_then(|text| text.parse::<u64>().ok())
+            .filter(|number| *number <= most)
+    };
     match first {
         "delay" => number(LONGEST_MS).map_or(
             Ask::Nonsense("/delay/MS takes milliseconds from 0 to 3600000"),
@@ -110,10 +123,16 @@ fn ask(path: &str, query: Option<&str>) -> Ask {
         "status" => number(599)
             .filter(|code| *code >= 200)
             .and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok())
-            .map_or(Ask::Nonsense("/status/CODE takes a code from 200 to 599"), Ask::Status),
+            .map_or(
+                Ask::Nonsense("/status/CODE takes a code from 200 to 599"),
+                Ask::Status,
+            ),
         "stream" => number(MOST_LINES).map_or(
             Ask::Nonsense("/stream/N takes a number of lines from 0 to 1000000"),
-            |lines| Ask::Stream { lines, pause: pause(query) },
+            |lines| Ask::Stream {
+                lines,
+                pause: pause(query),
+            },
         ),
         "exit" => number(255)
             .and_then(|code| i32::try_from(code).ok())
@@ -142,7 +161,10 @@ fn text_response(status: StatusCode, text: String) -> Response<Body> {
     };
     let mut response = Response::new(Full::new(body).map_err(never).boxed_unsync());
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }
 
@@ -176,7 +198,11 @@ fn echo(request: Request<Incoming>, in_flight: InFlight) -> Response<Body> {
 
 /// Ties a request in flight to its answer's body: it ends when the body has been handed over, or the client is gone.
 fn hold(body: Body, in_flight: InFlight) -> Body {
-    Held { body, _in_flight: in_flight }.boxed_unsync()
+    Held {
+        body,
+        _in_flight: in_flight,
+    }
+    .boxed_unsync()
 }
 
 /// A body with its request. What it says of its size stays, so that a short answer has its length.
@@ -217,9 +243,30 @@ mod tests {
             ("/anything/else", None, Ask::Greeting),
             ("/delay/250", None, Ask::Delay(ms(250))),
             ("/status/503", None, Ask::Status(StatusCode::SERVICE_UNAVAILABLE)),
-            ("/stream/3", None, Ask::Stream { lines: 3, pause: ms(100) }),
-            ("/stream/3", Some("a=b&ms=5"), Ask::Stream { lines: 3, pause: ms(5) }),
-            ("/stream/3", Some("ms=99999999999"), Ask::Stream { lines: 3, pause: ms(LONGEST_MS) }),
+            (
+                "/stream/3",
+                None,
+                Ask::Stream {
+                    lines: 3,
+                    pause: ms(100),
+                },
+            ),
+            (
+                "/stream/3",
+                Some("a=b&ms=5"),
+                Ask::Stream {
+                    lines: 3,
+                    pause: ms(5),
+                },
+            ),
+            (
+                "/stream/3",
+                Some("ms=99999999999"),
+                Ask::Stream {
+                    lines: 3,
+                    pause: ms(LONGEST_MS),
+                },
+            ),
             ("/exit/3", None, Ask::Exit(3)),
             ("/echo", None, Ask::Echo),
             ("/stats", None, Ask::Stats),
@@ -228,7 +275,15 @@ mod tests {
         for (path, query, want) in rows {
             assert_eq!(ask(path, query), want, "{path}");
         }
-        for path in ["/delay/x", "/delay", "/delay/3600001", "/status/199", "/status/600", "/stream/-1", "/exit/256"] {
+        for path in [
+            "/delay/x",
+            "/delay",
+            "/delay/3600001",
+            "/status/199",
+            "/status/600",
+            "/stream/-1",
+            "/exit/256",
+        ] {
             assert!(matches!(ask(path, None), Ask::Nonsense(_)), "{path}");
         }
     }

@@ -95,10 +95,16 @@ async fn serve(args: Args, started: Instant, shutdown: CancellationToken) -> any
         () = tokio::time::sleep_until(started + args.listen_after) => {}
     }
     let address = SocketAddr::new(args.bind, args.port);
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))?;
     tracing::info!(address = %listener.local_addr()?, name = args.name, "listening");
     let ready_at = args.ready.then_some(started + args.boot_delay);
-    let app = Arc::new(App { name: args.name, ready_at, stats: Stats::new(started) });
+    let app = Arc::new(App {
+        name: args.name,
+        ready_at,
+        stats: Stats::new(started),
+    });
 
     let graceful = GracefulShutdown::new();
     loop {
@@ -121,7 +127,9 @@ async fn serve(args: Args, started: Instant, shutdown: CancellationToken) -> any
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new());
         builder.http2().timer(TokioTimer::new());
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = builder
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned();
         let watched = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = watched.await {

@@ -38,7 +38,10 @@ impl Stats {
         self.begun.fetch_add(1, Relaxed);
         let together = self.in_flight.fetch_add(1, Relaxed) + 1;
         self.most_in_flight.fetch_max(together, Relaxed);
-        InFlight { stats: Arc::clone(self), together }
+        InFlight {
+            stats: Arc::clone(self),
+            together,
+        }
     }
 
     pub(super) fn json(&self, name: &str) -> serde_json::Value {
@@ -74,6 +77,9 @@ mod tests {
         assert_eq!(c.together, 2);
         drop((b, c));
         let json = stats.json("pod");
-        assert_eq!((&json["served"], &json["inFlight"], &json["maxInFlight"]), (&3.into(), &0.into(), &2.into()));
+        assert_eq!(
+            (&json["served"], &json["inFlight"], &json["maxInFlight"]),
+            (&3.into(), &0.into(), &2.into())
+        );
     }
 }
