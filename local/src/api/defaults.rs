@@ -1,5 +1,7 @@
 //! What Kubernetes fills in when a manifest says nothing, and what it takes out when an object is created.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::names;
@@ -103,7 +105,7 @@ pub(crate) fn fill(resource: &Resource, object: &mut Value) {
             pod_spec(spec);
             set(spec, "enableServiceLinks", true);
         }),
-        ("", "Secret") => set(object, "type", "Opaque"),
+        ("", "Secret") => secret(object),
         ("", "Endpoints") => each(object, "subsets", |subset| {
             each(subset, "ports", |port| set(port, "protocol", "TCP"));
         }),
@@ -160,6 +162,19 @@ fn service(object: &mut Value) {
             set(spec, "internalTrafficPolicy", "Cluster");
         }
     });
+}
+
+/// `stringData` is only a way in: it ends up in `data`.
+fn secret(object: &mut Value) {
+    set(object, "type", "Opaque");
+    let texts = object.as_object_mut().and_then(|map| map.remove("stringData"));
+    if let Some(Value::Object(texts)) = texts {
+        within(object, "data", |data| {
+            for (key, text) in texts {
+                data[key] = json!(STANDARD.encode(text.as_str().unwrap_or_default()));
+            }
+        });
+    }
 }
 
 fn template(spec: &mut Value) {

@@ -1,7 +1,8 @@
 //! The API over HTTP: who may ask, and through which door.
 //!
 //! This API can start programs, so a request needs a token, and its `Host` must be this machine's loopback: a web page
-//! that had its name resolve to 127.0.0.1 cannot use it.
+//! that had its name resolve to 127.0.0.1 cannot use it. The token comes as `Authorization: Bearer` or as the first part
+//! of the path, [`path_of`]: `kubectl` shows no token to a server without TLS, but keeps the path of its server's URL.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
@@ -96,7 +97,29 @@ async fn connection(api: Api, stream: TcpStream, stop: CancellationToken) {
     }
 }
 
-async fn answer(api: &Api, request: http::Request<Incoming>) -> http::Response<ApiBody> {
+/// The path below which the API is served to whoever knows `token`, for the `server` of a kubeconfig:
+/// `http://127.0.0.1:8001` followed by this.
+#[must_use]
+pub fn path_of(token: &str) -> String {
+    format!("{PREFIX}{token}")
+}
+
+const PREFIX: &str = "/token/";
+
+/// Takes the token out of a path that has one.
+fn take_token(request: &mut http::Request<Incoming>) -> Option<String> {
+    let path = request.uri().path_and_query()?.as_str();
+    let rest = path.strip_prefix(PREFIX)?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (token, rest) = (rest[..end].to_owned(), &rest[end..]);
+    let rest = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
+    let mut parts = request.uri().clone().into_parts();
+    parts.path_and_query = Some(rest.parse().ok()?);
+    *request.uri_mut() = http::Uri::from_parts(parts).ok()?;
+    Some(token)
+}
+
+async fn answer(api: &Api, mut request: http::Request<Incoming>) -> http::Response<ApiBody> {
     let host = request
         .uri()
         .authority()
@@ -113,7 +136,12 @@ async fn answer(api: &Api, request: http::Request<Incoming>) -> http::Response<A
     if !is_loopback(&host) {
         return refusal(&ApiError::forbidden_host(&host));
     }
-    match user(api, &request) {
+    let in_path = take_token(&mut request);
+    let user = match in_path {
+        Some(token) => api.user_of(&token),
+        None => user(api, &request),
+    };
+    match user {
         Some(user) => api.handle(&user, request).await,
         None => refusal(&ApiError::unauthorized()),
     }
