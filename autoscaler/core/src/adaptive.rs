@@ -207,7 +207,10 @@ impl Adaptive {
         let age = now.since(since).as_secs_f64();
         let filled = |time: f64, least: f64| time * (1.0 - (-age.max(least) / time).exp());
         let passed = self.last.map_or(0.0, |(then, _)| now.since(then).as_secs_f64());
-        let (fast, slow) = (self.fast * (-passed / FAST).exp(), self.slow * (-passed / SLOW).exp());
+        let (fast, slow) = (
+            self.fast * (-passed / FAST).exp(),
+            self.slow * (-passed / SLOW).exp(),
+        );
         let sure = (fast - SURE * fast.sqrt()).max(0.0);
         (slow / filled(SLOW, 2.0)).max(sure / filled(FAST, 0.5))
     }
@@ -239,6 +242,10 @@ impl Adaptive {
             extra => steady.max(planned(pods).saturating_add(extra)),
         };
         self.set_hysteresis(policy);
+        if self.recent.expires().is_none() {
+            // What there is when counting begins is taken for wanted: a new leader must not shrink what it does not know.
+            self.recent.record(now, planned(pods));
+        }
         let wanted = self.recent.record(now, momentary);
         let falls = self.recent.expires().filter(|_| wanted > momentary);
         Sizing {
@@ -272,7 +279,8 @@ impl Adaptive {
         let each = per_pod / service;
         // What starting pods will have done when a pod ordered now turns ready: each works from its own readiness on.
         let started: f64 = pods.starting.iter().map(|age| age.as_secs_f64().min(boot)).sum();
-        let backlog = f64::from(sample.held) + rate * boot - f64::from(pods.ready) * each * boot - each * started;
+        let backlog =
+            f64::from(sample.held) + rate * boot - f64::from(pods.ready) * each * boot - each * started;
         let drain = (0.2 * boot).clamp(0.5, 5.0);
         let planned = planned(pods);
         let left = (f64::from(planned) * each - rate).max(0.0);
@@ -287,7 +295,10 @@ impl Adaptive {
 
     /// Four boots: a pod given up earlier than that was not worth its start.
     fn set_hysteresis(&mut self, policy: &Policy) {
-        let boots = self.boot().saturating_mul(4).clamp(Duration::from_secs(20), Duration::from_secs(120));
+        let boots = self
+            .boot()
+            .saturating_mul(4)
+            .clamp(Duration::from_secs(20), Duration::from_secs(120));
         let hysteresis = boots.max(policy.knobs().scale_down_delay);
         if hysteresis != self.hysteresis {
             self.hysteresis = hysteresis;
@@ -300,7 +311,11 @@ impl Adaptive {
         if ready == 0 {
             self.width = self.width.max(sample.held.saturating_add(sample.in_flight));
         } else if self.width > 0 {
-            keep(&mut self.widths, std::mem::take(&mut self.width), REMEMBERED_WIDTHS);
+            keep(
+                &mut self.widths,
+                std::mem::take(&mut self.width),
+                REMEMBERED_WIDTHS,
+            );
         }
     }
 
@@ -317,7 +332,8 @@ struct Queue {
 }
 
 fn planned(pods: Pods) -> u32 {
-    pods.ready.saturating_add(u32::try_from(pods.starting.len()).unwrap_or(u32::MAX))
+    pods.ready
+        .saturating_add(u32::try_from(pods.starting.len()).unwrap_or(u32::MAX))
 }
 
 /// What is left, on average, of events spread over the last `passed` seconds.

@@ -222,7 +222,11 @@ impl Averages {
         };
         let busy = |sample: &Sample| sample.in_flight > 0 || sample.held > 0;
         // When nothing was going on, what is new has just begun, however long ago the last sample was.
-        let from = if busy(&self.last) { until } else { until.max(now - Duration::from_secs(1)) };
+        let from = if busy(&self.last) {
+            until
+        } else {
+            until.max(now - Duration::from_secs(1))
+        };
         let total = |sample: &Sample| match self.metric {
             Metric::Concurrency => sample.in_flight_seconds + sample.held_seconds,
             Metric::RequestsPerSecond => sample.arrivals as f64,

@@ -5,8 +5,13 @@
 
 use std::time::Duration;
 
+use crate::adaptive::{self, Adaptive, Pods, Sizing};
+use crate::conflict::Conflict;
+use crate::idle::{self, Activity, Gate, Ladder, Rest, Verdict};
+use crate::kpa::{self, Averages, Decision, Kpa, Observation};
 use crate::reason::{Cause, Plan, Reason};
-use crate::{Policy, Time};
+use crate::time::earliest;
+use crate::{Algorithm, Policy, Time};
 
 /// What all activators together have counted for one pool. Totals only grow; the caller takes care of instances that come
 /// and go.
@@ -122,54 +127,157 @@ pub struct Step {
 #[derive(Clone, Debug)]
 pub struct Pool {
     policy: Policy,
-    born: Time,
-    used: Time,
+    sizer: Sizer,
+    conflict: Conflict,
     sample: Sample,
+    /// When it was last used: by a request that counts, a command, or somebody who woke it.
+    used: Time,
+    /// When it last left zero.
+    woken: Option<Time>,
+    /// `initial-scale` has not been reached yet.
+    initial: bool,
+    /// How a `kpa` pool stands.
+    activity: Option<Activity>,
+    numbers: Vec<(&'static str, f64)>,
+}
+
+/// What decides beyond the first pod. Boxed, because a pool that sleeps needs neither at hand and there are thousands.
+#[derive(Clone, Debug)]
+enum Sizer {
+    Adaptive(Box<Adaptive>),
+    Kpa(Box<Knative>),
+}
+
+/// Knative's autoscaler with its averages and its tick.
+#[derive(Clone, Debug)]
+struct Knative {
+    averages: Averages,
+    /// Made at the first decision: it depends on the pods there are then.
+    kpa: Option<Kpa>,
+    decided: Option<Time>,
+    last: (Decision, Observation),
+}
+
+impl Knative {
+    fn new(policy: &Policy) -> Self {
+        let nothing = Observation {
+            stable: 0.0,
+            panic: 0.0,
+            ready: 0,
+        };
+        Self {
+            averages: Averages::new(policy),
+            kpa: None,
+            decided: None,
+            last: (Decision::NoData, nothing),
+        }
+    }
+}
+
+/// How many pods are wanted by traffic, why, and when that may change by itself.
+struct Wanted {
+    pods: u32,
+    cause: Cause,
+    plan: Option<(Time, u32)>,
+    wake_at: Option<Time>,
 }
 
 impl Pool {
-    /// A pool that was just met.
+    /// A pool that was just met. That counts as use: who has just been met is not put to sleep at once.
     #[must_use]
     pub fn new(policy: Policy, now: Time) -> Self {
         Self {
+            sizer: sizer(&policy),
             policy,
-            born: now,
-            used: now,
+            conflict: Conflict::default(),
             sample: Sample::default(),
+            used: now,
+            woken: None,
+            initial: false,
+            activity: None,
+            numbers: Vec::new(),
         }
     }
 
     /// Its workload has just been captured for the first time: `initial-scale` counts until it has been reached once.
-    pub fn begin_at_initial_scale(&mut self) {}
+    pub fn begin_at_initial_scale(&mut self) {
+        self.initial = self.policy.knobs().initial_scale > 1;
+    }
 
-    /// The user changed the knobs. What has been measured stays.
+    /// The user changed the knobs. What has been measured stays as far as it fits.
     pub fn update_policy(&mut self, policy: Policy, now: Time) {
+        match (&mut self.sizer, policy.knobs().algorithm) {
+            (Sizer::Adaptive(_), Algorithm::Adaptive) => {}
+            (Sizer::Kpa(knative), Algorithm::Kpa) => knative.averages.update(&policy),
+            (sizer, _) => {
+                *sizer = self::sizer(&policy);
+                let sample = self.sample;
+                self.observe(now, &sample);
+            }
+        }
         self.policy = policy;
-        self.born = now;
     }
 
     /// Takes in what activators have counted by `now`.
     pub fn observe(&mut self, now: Time, sample: &Sample) {
         if sample.in_flight > 0 || sample.held > 0 {
-            self.used = now;
+            self.used = self.used.max(now);
         }
-        self.used = self.used.max(sample.idle.map_or(Time::EPOCH, |idle| now - idle));
+        if let Some(idle) = sample.idle {
+            self.used = self.used.max(now - idle);
+        }
+        match &mut self.sizer {
+            Sizer::Adaptive(adaptive) => adaptive.observe(now, sample),
+            Sizer::Kpa(knative) => knative.averages.observe(now, sample),
+        }
         self.sample = *sample;
     }
 
     /// Decides.
     pub fn step(&mut self, now: Time, facts: &Facts) -> Step {
-        let idle = now.since(self.used);
-        let keep_alive = self.policy.keep_alive();
-        let (to, cause) = if self.sample.held > 0 && facts.replicas == 0 {
-            let held = self.sample.held;
-            (self.policy.bounded(1), Cause::FirstRequest { held })
-        } else if facts.replicas > 0 && facts.may_sleep.is_ok() && idle >= keep_alive {
-            (self.policy.bounded(0), Cause::Idle { idle, keep_alive })
-        } else {
-            (facts.replicas, Cause::Steady)
-        };
-        let sleep = (to > 0 && idle < keep_alive).then(|| keep_alive.saturating_sub(idle));
+        self.take_in(now, facts);
+        let wanted = self.wanted(now, facts);
+        let mut wake_at = wanted.wake_at;
+        let mut plan = wanted.plan.map(|(at, to)| {
+            (
+                at,
+                Plan::Shrink {
+                    after: at.since(now),
+                    to,
+                },
+            )
+        });
+        let (mut to, mut cause) = (wanted.pods, wanted.cause);
+        let asked = facts.command == Some(Command::Sleep);
+        if facts.replicas > 0 && asked && self.busy() {
+            let Sample { in_flight, held, .. } = self.sample;
+            cause = Cause::Busy { in_flight, held };
+        } else if facts.replicas > 0 && self.may_rest(to, facts) {
+            match self.rest(now, facts) {
+                Ladder::Go(why) => (to, cause) = (0, why),
+                Ladder::Stay {
+                    cause: why,
+                    until,
+                    sleeps,
+                } => {
+                    if to <= 1 {
+                        (to, cause) = (1, why);
+                    }
+                    wake_at = earliest(wake_at, until);
+                    let sleep = until.filter(|_| sleeps);
+                    let sleep = sleep.map(|at| (at, Plan::Sleep { after: at.since(now) }));
+                    plan = plan.into_iter().chain(sleep).min_by_key(|(at, _)| *at);
+                }
+            }
+        }
+        (to, cause) = self.bound(to, cause, facts);
+        (to, cause) = self.restrain(now, to, cause, facts);
+        let calm_at = self.conflict.calm_at(now).filter(|_| self.conflict.stopped(now));
+        if let Some(at) = calm_at {
+            plan = Some((at, Plan::Calm { after: at.since(now) }));
+            wake_at = earliest(wake_at, calm_at);
+        }
+        self.settle(now, to, facts);
         Step {
             replicas: (to != facts.replicas).then_some(to),
             phase: phase(to, facts.ready),
@@ -178,26 +286,391 @@ impl Pool {
                 to,
                 cause,
             },
-            next: sleep.map(|after| Plan::Sleep { after }),
-            wake_at: sleep.map(|after| now + after),
+            next: plan.filter(|_| to > 0).map(|(_, plan)| plan),
+            wake_at: self.wake_at(now, to, facts, wake_at),
         }
     }
 
     /// Who else writes replicas: how often within ten minutes, the field manager, and whether we have stopped.
     #[must_use]
     pub fn conflict(&self, now: Time) -> Option<(usize, &str, bool)> {
-        let _ = now;
-        None
+        let (times, manager) = self.conflict.with(now)?;
+        Some((times, manager, self.conflict.stopped(now)))
     }
 
     /// The numbers behind the last decision, by name, for the debug dump.
     #[must_use]
     pub fn numbers(&self) -> Vec<(&'static str, f64)> {
-        vec![
-            ("held", f64::from(self.sample.held)),
-            ("in_flight", f64::from(self.sample.in_flight)),
-        ]
+        let Sample { held, in_flight, .. } = self.sample;
+        let mut numbers = vec![("held", f64::from(held)), ("in_flight", f64::from(in_flight))];
+        numbers.extend_from_slice(&self.numbers);
+        numbers
     }
+
+    /// What happened since the last step, besides traffic.
+    fn take_in(&mut self, now: Time, facts: &Facts) {
+        if let Sizer::Adaptive(adaptive) = &mut self.sizer {
+            facts.started.iter().for_each(|took| adaptive.booted(*took));
+        }
+        // Whoever scales beyond the first pod is no foreign writer.
+        if let Some(foreign) = facts.foreign.as_ref().filter(|_| facts.scaled_by.is_none()) {
+            self.conflict.flipped(now, &foreign.manager);
+            if foreign.from == 0 {
+                (self.used, self.woken) = (now, Some(now));
+            }
+        }
+        if facts.command == Some(Command::Wake) {
+            self.used = now;
+        }
+        if facts.ready >= self.policy.knobs().initial_scale {
+            self.initial = false;
+        }
+    }
+
+    fn busy(&self) -> bool {
+        self.sample.held > 0 || self.sample.in_flight > 0
+    }
+
+    /// How many pods traffic wants.
+    fn wanted(&mut self, now: Time, facts: &Facts) -> Wanted {
+        let still = |pods, cause| Wanted {
+            pods,
+            cause,
+            plan: None,
+            wake_at: None,
+        };
+        if facts.replicas == 0 {
+            let first = self.first();
+            let held = self.sample.held;
+            return match facts.command {
+                _ if held > 0 => still(first, Cause::FirstRequest { held }),
+                Some(Command::Wake) => still(first, Cause::Wake),
+                _ => still(0, Cause::Steady),
+            };
+        }
+        if let Some(name) = &facts.scaled_by {
+            let pods = if self.busy() { facts.replicas } else { 0 };
+            return still(pods, Cause::ScaledBy { name: name.clone() });
+        }
+        let Self {
+            policy,
+            sizer,
+            sample,
+            numbers,
+            ..
+        } = self;
+        match sizer {
+            Sizer::Adaptive(adaptive) => {
+                let pods = Pods {
+                    ready: facts.ready,
+                    starting: &facts.starting,
+                };
+                let sizing = adaptive.decide(now, policy, pods);
+                *numbers = figures(&sizing);
+                Wanted {
+                    pods: sizing.pods,
+                    cause: why(&sizing, facts.replicas),
+                    plan: sizing.falls,
+                    wake_at: sizing.falls.map(|(at, _)| at),
+                }
+            }
+            Sizer::Kpa(knative) => knative.wanted(now, policy, sample, facts, numbers),
+        }
+    }
+
+    /// How many pods a wake starts.
+    fn first(&self) -> u32 {
+        let learned = match &self.sizer {
+            Sizer::Adaptive(adaptive) => adaptive.first(&self.policy),
+            Sizer::Kpa(_) => 1,
+        };
+        learned.max(self.policy.knobs().activation_scale.unwrap_or(1))
+    }
+
+    /// Whether the last pods may be on their way out: without traffic, or when Knative's averages want none.
+    fn may_rest(&self, wanted: u32, facts: &Facts) -> bool {
+        match self.knatives_rule() && facts.scaled_by.is_none() && facts.command.is_none() {
+            true => wanted == 0,
+            false => !self.busy(),
+        }
+    }
+
+    /// Whether Knative's gate stands in for the keep-alive.
+    fn knatives_rule(&self) -> bool {
+        self.policy.knobs().keep_alive.is_none() && matches!(self.sizer, Sizer::Kpa(_))
+    }
+
+    /// The ladder to zero.
+    fn rest(&mut self, now: Time, facts: &Facts) -> Ladder {
+        let asked = facts.command == Some(Command::Sleep);
+        let rest = Rest {
+            busy: self.busy(),
+            used: self.used,
+            woken: self.woken,
+            min: self.least(facts),
+            reachable: facts.reachable,
+            may_sleep: &facts.may_sleep,
+            stale: self.sample.stale,
+            asked,
+        };
+        if !self.knatives_rule() || asked || facts.scaled_by.is_some() {
+            return idle::rest(now, &self.policy, &rest);
+        }
+        // All other rungs hold as they do for anyone.
+        let ladder = idle::rest(now, &self.policy, &Rest { asked: true, ..rest });
+        let Ladder::Go(_) = ladder else {
+            return ladder;
+        };
+        self.gate(now, facts)
+    }
+
+    fn gate(&mut self, now: Time, facts: &Facts) -> Ladder {
+        let mut activity = self.activity.unwrap_or(Activity::Active { since: now });
+        let stay = |until, sleeps| Ladder::Stay {
+            cause: Cause::Steady,
+            until,
+            sleeps,
+        };
+        loop {
+            let gate = Gate {
+                activity,
+                // Captured: activators are in the path, proven, and have been.
+                proxied: Duration::MAX,
+                probed: true,
+                reachable: facts.reachable,
+            };
+            match idle::gate(now, &self.policy, &gate) {
+                Verdict::MarkInactive => {
+                    activity = Activity::Inactive { since: now };
+                    self.activity = Some(activity);
+                }
+                Verdict::Scale(0, _) if matches!(activity, Activity::Activating { .. }) => {
+                    let waited = now.since(self.woken.unwrap_or(self.used));
+                    return Ladder::Go(Cause::NeverReady { waited });
+                }
+                Verdict::Scale(0, _) => {
+                    let (idle, keep_alive) = (now.since(self.used), self.policy.knobs().window);
+                    return Ladder::Go(Cause::Idle { idle, keep_alive });
+                }
+                Verdict::Scale(_, until) | Verdict::Keep(until) => return stay(until, true),
+            }
+        }
+    }
+
+    /// Replicas that must not be gone below.
+    fn least(&self, facts: &Facts) -> u32 {
+        let knobs = self.policy.knobs();
+        let min = if facts.reachable { knobs.min_scale } else { 0 };
+        let initial = if self.initial { knobs.initial_scale } else { 0 };
+        let at_least = facts.at_least.as_ref().map_or(0, |(replicas, _)| *replicas);
+        min.max(initial).max(at_least)
+    }
+
+    /// Between min and max; what others ask for at least comes before both.
+    fn bound(&self, to: u32, cause: Cause, facts: &Facts) -> (u32, Cause) {
+        let knobs = self.policy.knobs();
+        let (mut to, mut cause) = (to, cause);
+        if facts.scaled_by.is_none() || to < 2 {
+            if self.initial && to < knobs.initial_scale {
+                to = knobs.initial_scale;
+                cause = Cause::Initial { initial: to };
+            }
+            if facts.reachable && to < knobs.min_scale {
+                to = knobs.min_scale;
+                cause = Cause::Minimum { min: to };
+            }
+            if knobs.max_scale > 0 && to > knobs.max_scale {
+                let wanted = std::mem::replace(&mut to, knobs.max_scale);
+                cause = Cause::Maximum { max: to, wanted };
+            }
+        }
+        if let Some((replicas, why)) = facts.at_least.as_ref().filter(|(replicas, _)| to < *replicas) {
+            to = *replicas;
+            let (replicas, why) = (*replicas, why.clone());
+            cause = Cause::AtLeast { replicas, why };
+        }
+        (to, cause)
+    }
+
+    /// What must not be written now: less while reports are missing, and anything while somebody else fights for it.
+    fn restrain(&self, now: Time, to: u32, cause: Cause, facts: &Facts) -> (u32, Cause) {
+        let from = facts.replicas;
+        if to < from && self.sample.stale {
+            return (from, Cause::Stale);
+        }
+        // An HPA decides beyond the first pod, unless there are none or none are to be.
+        if let Some(name) = &facts.scaled_by
+            && from > 0
+            && to > 0
+            && facts
+                .at_least
+                .as_ref()
+                .is_none_or(|(replicas, _)| from >= *replicas)
+        {
+            return match cause {
+                Cause::MayNotSleep { .. } | Cause::Stale | Cause::Busy { .. } => (from, cause),
+                _ => (from, Cause::ScaledBy { name: name.clone() }),
+            };
+        }
+        if to != from
+            && from > 0
+            && self.conflict.stopped(now)
+            && let Some((flips, manager)) = self.conflict.with(now)
+        {
+            let manager = manager.to_owned();
+            let stopped = true;
+            return (
+                from,
+                Cause::Conflict {
+                    manager,
+                    flips,
+                    stopped,
+                },
+            );
+        }
+        (to, cause)
+    }
+
+    /// Remembers what the decision changes.
+    fn settle(&mut self, now: Time, to: u32, facts: &Facts) {
+        if facts.replicas == 0 && to > 0 {
+            (self.used, self.woken) = (self.used.max(now), Some(now));
+        }
+        if to == 0 {
+            match &mut self.sizer {
+                Sizer::Adaptive(adaptive) => adaptive.slept(),
+                Sizer::Kpa(knative) => (knative.kpa, knative.decided) = (None, None),
+            }
+        }
+        self.activity = match (to, facts.ready, self.activity) {
+            (0, _, _) => None,
+            (_, 0, Some(activating @ Activity::Activating { .. })) => Some(activating),
+            (_, 0, _) => Some(Activity::Activating { since: now }),
+            (_, _, Some(standing @ (Activity::Active { .. } | Activity::Inactive { .. }))) => Some(standing),
+            (_, _, None | Some(Activity::Activating { .. })) => Some(Activity::Active { since: now }),
+        };
+        // Used again: active anew.
+        if self.busy() && matches!(self.activity, Some(Activity::Inactive { .. })) {
+            self.activity = Some(Activity::Active { since: now });
+        }
+    }
+
+    /// When to step again: an idle pool at zero never, one with traffic at the sizer's tick.
+    fn wake_at(&self, now: Time, to: u32, facts: &Facts, planned: Option<Time>) -> Option<Time> {
+        if to == 0 && facts.replicas == 0 {
+            return None;
+        }
+        let tick = match &self.sizer {
+            Sizer::Adaptive(_) => self.busy().then(|| now + adaptive::TICK),
+            Sizer::Kpa(knative) => Some(knative.decided.unwrap_or(now) + kpa::TICK),
+        };
+        let tick = tick.filter(|_| facts.scaled_by.is_none());
+        earliest(planned, tick).map(|at| at.max(now + Duration::from_millis(1)))
+    }
+}
+
+impl Knative {
+    fn wanted(
+        &mut self,
+        now: Time,
+        policy: &Policy,
+        sample: &Sample,
+        facts: &Facts,
+        numbers: &mut Vec<(&'static str, f64)>,
+    ) -> Wanted {
+        let due = self.decided.is_none_or(|then| now >= then + kpa::TICK);
+        if due {
+            let kpa = self.kpa.get_or_insert_with(|| Kpa::new(now, facts.ready));
+            let observed = self.averages.read(now, policy, facts.ready);
+            let decision = kpa.decide(now, policy, facts.reachable, observed);
+            self.last = (decision, observed.unwrap_or(self.last.1));
+            self.decided = Some(now);
+        }
+        let (decision, Observation { stable, panic, ready }) = self.last;
+        *numbers = vec![
+            ("stable", stable),
+            ("panic", panic),
+            ("ready", f64::from(ready)),
+            ("target", policy.target()),
+        ];
+        let busy = sample.held > 0 || sample.in_flight > 0;
+        let (pods, cause) = match decision {
+            Decision::NoData => (facts.replicas, Cause::NoData),
+            // A request between two ticks holds the last pod, whatever the averages still say.
+            Decision::Scale { pods, panicking, .. } => {
+                let target = policy.target();
+                let cause = Cause::Window {
+                    stable,
+                    panic,
+                    target,
+                    panicking,
+                };
+                (pods.max(u32::from(busy)), cause)
+            }
+        };
+        let cause = if pods == facts.replicas {
+            Cause::Steady
+        } else {
+            cause
+        };
+        Wanted {
+            pods,
+            cause,
+            plan: None,
+            wake_at: None,
+        }
+    }
+}
+
+fn sizer(policy: &Policy) -> Sizer {
+    match policy.knobs().algorithm {
+        Algorithm::Adaptive => Sizer::Adaptive(Box::default()),
+        Algorithm::Kpa => Sizer::Kpa(Box::new(Knative::new(policy))),
+    }
+}
+
+/// Why a sizing came to other than there is.
+fn why(sizing: &Sizing, replicas: u32) -> Cause {
+    let Sizing {
+        rate,
+        service,
+        per_pod,
+        held,
+        extra,
+        drained,
+        ..
+    } = *sizing;
+    if sizing.pods == replicas {
+        Cause::Steady
+    } else if sizing.pods < replicas {
+        let calm = sizing.hysteresis;
+        Cause::Less { calm, rate }
+    } else if extra > 0 {
+        Cause::Queue {
+            held,
+            rate,
+            service,
+            extra,
+            drained,
+        }
+    } else {
+        Cause::Load {
+            rate,
+            service,
+            per_pod,
+        }
+    }
+}
+
+fn figures(sizing: &Sizing) -> Vec<(&'static str, f64)> {
+    vec![
+        ("rate", sizing.rate),
+        ("service_seconds", sizing.service.as_secs_f64()),
+        ("per_pod", sizing.per_pod),
+        ("momentary", f64::from(sizing.momentary)),
+        ("extra", f64::from(sizing.extra)),
+        ("hysteresis_seconds", sizing.hysteresis.as_secs_f64()),
+    ]
 }
 
 fn phase(wanted: u32, ready: u32) -> Phase {
@@ -207,3 +680,6 @@ fn phase(wanted: u32, ready: u32) -> Phase {
         _ => Phase::Awake,
     }
 }
+
+#[cfg(test)]
+mod tests;

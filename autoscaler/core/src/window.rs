@@ -30,7 +30,9 @@ impl Window {
     /// An empty window. Its length is taken in whole seconds, at least one.
     #[must_use]
     pub fn new(length: Duration) -> Self {
-        let seconds = usize::try_from(length.as_secs()).unwrap_or(usize::MAX).clamp(1, 86_400);
+        let seconds = usize::try_from(length.as_secs())
+            .unwrap_or(usize::MAX)
+            .clamp(1, 86_400);
         Self {
             buckets: vec![0.0; seconds],
             written: None,

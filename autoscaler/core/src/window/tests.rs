@@ -59,16 +59,52 @@ fn v31_the_average_of_a_window_of_five_seconds() {
 
 #[test]
 fn a_partly_filled_window_is_averaged_over_what_there_is() {
-    run("one second", &[Write(3, 10.0), Read(3, 10.0), Read(5, 10.0), Read(7, 10.0), Read(8, 0.0)]);
-    run("values of a second add up", &[Write(3, 10.0), Write(3, 5.0), Read(3, 15.0)]);
-    run("two seconds", &[Write(3, 10.0), Write(4, 20.0), Read(4, 15.0), Read(7, 15.0), Read(8, 20.0)]);
-    run("cut to six digits", &[Write(0, 1.0), Write(2, 0.0), Read(2, 0.333_333)]);
+    run(
+        "one second",
+        &[
+            Write(3, 10.0),
+            Read(3, 10.0),
+            Read(5, 10.0),
+            Read(7, 10.0),
+            Read(8, 0.0),
+        ],
+    );
+    run(
+        "values of a second add up",
+        &[Write(3, 10.0), Write(3, 5.0), Read(3, 15.0)],
+    );
+    run(
+        "two seconds",
+        &[
+            Write(3, 10.0),
+            Write(4, 20.0),
+            Read(4, 15.0),
+            Read(7, 15.0),
+            Read(8, 20.0),
+        ],
+    );
+    run(
+        "cut to six digits",
+        &[Write(0, 1.0), Write(2, 0.0), Read(2, 0.333_333)],
+    );
 }
 
 #[test]
 fn data_older_than_the_window_is_not_kept() {
-    run("late", &[Write(10, 5.0), Write(5, 100.0), Read(10, 5.0), Write(6, 10.0), Read(10, 3.0)]);
-    run("a read in the past sees all there is", &[Write(10, 5.0), Read(3, 5.0)]);
+    run(
+        "late",
+        &[
+            Write(10, 5.0),
+            Write(5, 100.0),
+            Read(10, 5.0),
+            Write(6, 10.0),
+            Read(10, 3.0),
+        ],
+    );
+    run(
+        "a read in the past sees all there is",
+        &[Write(10, 5.0), Read(3, 5.0)],
+    );
 }
 
 #[test]
@@ -96,12 +132,18 @@ fn the_weighted_average_lets_newer_seconds_weigh_more_and_fades_with_time() {
     for gap in 0..2 {
         let found = window.average(at(3 + gap), Aggregation::WeightedExponential);
         let expected = expected(i32::try_from(gap).unwrap());
-        assert!((found - expected).abs() < 1e-9, "{gap} s later: {found}, not {expected}");
+        assert!(
+            (found - expected).abs() < 1e-9,
+            "{gap} s later: {found}, not {expected}"
+        );
     }
     // Two seconds later the oldest bucket is out of the window.
     let later = window.average(at(5), Aggregation::WeightedExponential);
     let full = expected(2);
-    assert!(later < full && full - later < 10.0 * c * (1.0 - c).powi(5) + 1e-9, "{later}, {full}");
+    assert!(
+        later < full && full - later < 10.0 * c * (1.0 - c).powi(5) + 1e-9,
+        "{later}, {full}"
+    );
     assert_eq!(window.average(at(8), Aggregation::WeightedExponential), 0.0);
     assert_eq!(window.average(at(9), Aggregation::WeightedExponential), 0.0);
 }
@@ -119,7 +161,17 @@ fn a_window_is_empty_until_written_and_when_nothing_comes_for_longer_than_it_is(
 fn the_maximum_holds_for_the_delay() {
     let mut maximum = Maximum::new(Duration::from_secs(10), Duration::from_secs(2));
     // (second, value, largest)
-    let rows = [(0, 4, 4), (2, 2, 4), (4, 3, 4), (8, 0, 4), (9, 0, 4), (10, 0, 3), (13, 1, 3), (14, 0, 1), (22, 0, 0)];
+    let rows = [
+        (0, 4, 4),
+        (2, 2, 4),
+        (4, 3, 4),
+        (8, 0, 4),
+        (9, 0, 4),
+        (10, 0, 3),
+        (13, 1, 3),
+        (14, 0, 1),
+        (22, 0, 0),
+    ];
     for (second, value, largest) in rows {
         assert_eq!(maximum.record(at(second), value), largest, "at {second} s");
     }
