@@ -218,7 +218,16 @@ pub(crate) fn failed(what: &str, url: &str, error: &kube::Error) -> Failure {
     };
     let message = match error {
         kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
+        // The outer layers say that a request failed; the innermost says why.
+        other => innermost(other).to_string(),
     };
     Failure::Api(format!("cannot {what} at {url}: {message}{fix}"))
+}
+
+fn innermost(error: &dyn std::error::Error) -> &dyn std::error::Error {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner
 }

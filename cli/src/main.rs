@@ -32,6 +32,9 @@ use kube::CustomResourceExt as _;
 use args::{Command, Line};
 use failure::Failure;
 
+/// What a command logs besides its answer. The client's own lines would repeat the error that ends the command.
+const COMMAND_FILTER: &str = "warn,kube_client=off";
+
 /// How `dormouse local` starts a pod's process: before anything else here, as it becomes the pod's program.
 const POD: &str = "__pod";
 
@@ -52,7 +55,11 @@ fn main() -> ExitCode {
 }
 
 async fn run(line: Line) -> Result<(), Failure> {
-    let default_filter = if line.command.is_process() { "info" } else { "warn" };
+    let default_filter = if line.command.is_process() {
+        "info"
+    } else {
+        COMMAND_FILTER
+    };
     let set_log = logs::start(&line.logs, default_filter).map_err(Failure::Usage)?;
     match line.command {
         Command::Local(args) => system::local(args, set_log).await,
