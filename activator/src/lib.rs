@@ -199,7 +199,11 @@ impl Drop for App {
 /// Listens for a port of our own; 0 takes any.
 fn listen(config: &Config, port: u16, what: &'static str) -> Result<(TcpListener, SocketAddr), Error> {
     let address = SocketAddr::new(config.bind, port);
-    let listener = server::listen(address).map_err(|source| Error::Listen { what, address, source })?;
+    let listener = server::listen(address).map_err(|source| Error::Listen {
+        what,
+        address,
+        source,
+    })?;
     let address = listener.local_addr().unwrap_or(address);
     Ok((listener, address))
 }

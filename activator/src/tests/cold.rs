@@ -17,13 +17,28 @@ async fn a_request_waits_for_a_pod_and_is_answered() {
     let _pod = FakePod::on(address).await;
     let answer = client.await.expect("answered");
     assert_eq!((answer.status, answer.body.as_str()), (StatusCode::OK, "hello"));
-    assert!(answer.headers["server-timing"].to_str().expect("text").starts_with("dormouse-cold;dur="));
-    fixture.until("ended", |counters| counters.outcomes.ok == 1 && counters.in_flight == 0).await;
+    assert!(
+        answer.headers["server-timing"]
+            .to_str()
+            .expect("text")
+            .starts_with("dormouse-cold;dur=")
+    );
+    fixture
+        .until("ended", |counters| {
+            counters.outcomes.ok == 1 && counters.in_flight == 0
+        })
+        .await;
     let report = fixture.pool().report(fixture.app.hub.now(), true);
     let wake = report.wakes.first().expect("a wake");
     assert_eq!((wake.held, wake.woken_by.as_str()), (1, "GET /"));
-    assert!(wake.address_ms < wake.listening_ms && wake.listening_ms <= wake.answered_ms, "{wake:?}");
-    assert!(report.held_seconds > 0.05 && report.in_flight_seconds > 0.0, "{report:?}");
+    assert!(
+        wake.address_ms < wake.listening_ms && wake.listening_ms <= wake.answered_ms,
+        "{wake:?}"
+    );
+    assert!(
+        report.held_seconds > 0.05 && report.in_flight_seconds > 0.0,
+        "{report:?}"
+    );
 }
 
 #[tokio::test]
@@ -32,7 +47,10 @@ async fn a_warm_answer_says_nothing_of_a_cold_start() {
     let pod = FakePod::new().await;
     fixture.publish(&[&pod]);
     let answer = fixture.get("/").await;
-    assert_eq!((answer.status, answer.headers.contains_key("server-timing")), (StatusCode::OK, false));
+    assert_eq!(
+        (answer.status, answer.headers.contains_key("server-timing")),
+        (StatusCode::OK, false)
+    );
 }
 
 #[tokio::test]
@@ -45,7 +63,9 @@ async fn held_requests_go_out_in_the_order_they_came() {
             send(listen, Request::get("/delay/2"), Bytes::new()).await;
             done.send(number).expect("collected");
         });
-        fixture.until("held", |counters| counters.held == number + 1).await;
+        fixture
+            .until("held", |counters| counters.held == number + 1)
+            .await;
     }
     let pod = FakePod::new().await;
     fixture.publish(&[&pod]);
@@ -66,7 +86,10 @@ async fn one_more_than_the_queue_limit_is_refused() {
     let answer = fixture.get("/").await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(answer.headers.contains_key("retry-after"));
-    assert_eq!(answer.body, "2 requests are held already (queue-limit 2): shop/web has no pod\n");
+    assert_eq!(
+        answer.body,
+        "2 requests are held already (queue-limit 2): shop/web has no pod\n"
+    );
 }
 
 #[tokio::test]
@@ -77,7 +100,11 @@ async fn a_request_is_held_no_longer_than_the_cold_start_timeout() {
     let answer = fixture.get("/").await;
     assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(answer.body, "held 0.2 s: 0 of 1 pods of shop/web are ready\n");
-    fixture.until("refused", |counters| counters.outcomes.refused == 1 && counters.held == 0).await;
+    fixture
+        .until("refused", |counters| {
+            counters.outcomes.refused == 1 && counters.held == 0
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -87,7 +114,11 @@ async fn a_client_that_goes_frees_its_place_in_line() {
     let client = tokio::spawn(async move { send(listen, Request::get("/"), Bytes::new()).await });
     fixture.until("held", |counters| counters.held == 1).await;
     client.abort();
-    fixture.until("gone", |counters| counters.held == 0 && counters.outcomes.cancelled == 1).await;
+    fixture
+        .until("gone", |counters| {
+            counters.held == 0 && counters.outcomes.cancelled == 1
+        })
+        .await;
     assert_eq!(fixture.pool().held(), 0);
     assert!(!fixture.pool().is_waking());
 }
@@ -112,7 +143,11 @@ async fn kubernetes_is_believed_once_it_has_said_ready() {
 #[tokio::test]
 async fn a_probe_over_http_needs_a_good_status() {
     let mut fixture = Fixture::with_route(|spec| {
-        spec.pools[0].probe = Probe { kind: ProbeKind::Http, path: "/status/503".into(), ..Probe::default() };
+        spec.pools[0].probe = Probe {
+            kind: ProbeKind::Http,
+            path: "/status/503".into(),
+            ..Probe::default()
+        };
     })
     .await;
     let pod = FakePod::new().await;
@@ -139,17 +174,27 @@ async fn a_probe_that_only_kubernetes_can_run_is_waited_for() {
 #[tokio::test]
 async fn noise_neither_wakes_nor_counts() {
     let mut fixture = Fixture::with_route(|spec| spec.ignore.paths = vec!["/healthz".into()]).await;
-    for (agent, path, status) in
-        [("kube-probe/1.35", "/", 200), ("Prometheus/3", "/metrics", 503), ("curl", "/healthz", 200)]
-    {
+    for (agent, path, status) in [
+        ("kube-probe/1.35", "/", 200),
+        ("Prometheus/3", "/metrics", 503),
+        ("curl", "/healthz", 200),
+    ] {
         let answer = fixture.send(Request::get(path).header("user-agent", agent)).await;
         assert_eq!(answer.status.as_u16(), status, "{agent}");
     }
     let pod = FakePod::new().await;
     fixture.publish(&[&pod]);
-    let answer = fixture.send(Request::get("/").header("user-agent", "kube-probe/1.35")).await;
-    assert_eq!((answer.status, answer.body.as_str(), pod.requests()), (StatusCode::OK, "hello", 1));
-    assert_eq!((fixture.counters().arrivals, fixture.pool().is_waking()), (0, false));
+    let answer = fixture
+        .send(Request::get("/").header("user-agent", "kube-probe/1.35"))
+        .await;
+    assert_eq!(
+        (answer.status, answer.body.as_str(), pod.requests()),
+        (StatusCode::OK, "hello", 1)
+    );
+    assert_eq!(
+        (fixture.counters().arrivals, fixture.pool().is_waking()),
+        (0, false)
+    );
 }
 
 #[tokio::test]

@@ -38,7 +38,9 @@ pub(super) fn fresh_address() -> IpAddr {
 
 /// A port that was free a moment ago.
 pub(super) async fn free_port(address: IpAddr) -> u16 {
-    let listener = TcpListener::bind(SocketAddr::new(address, 0)).await.expect("an ephemeral port");
+    let listener = TcpListener::bind(SocketAddr::new(address, 0))
+        .await
+        .expect("an ephemeral port");
     listener.local_addr().expect("bound").port()
 }
 
@@ -84,7 +86,12 @@ impl Fixture {
         let mut object = a_route("web", listen);
         route(&mut object.spec);
         index.apply_route(&object);
-        Self { app, index, route: object, listen: SocketAddr::new(bind, listen) }
+        Self {
+            app,
+            index,
+            route: object,
+            listen: SocketAddr::new(bind, listen),
+        }
     }
 
     /// Publishes these pods, and no others.
@@ -101,7 +108,8 @@ impl Fixture {
             let name = format!("web-{slot}");
             match pods.get(slot) {
                 Some((address, serving, terminating)) => {
-                    self.index.apply_slice(&a_slice("web", &name, listen, *address, *serving, *terminating));
+                    self.index
+                        .apply_slice(&a_slice("web", &name, listen, *address, *serving, *terminating));
                 }
                 None => self.index.delete_slice("shop", &name),
             }
@@ -116,7 +124,12 @@ impl Fixture {
     }
 
     pub(super) fn pool(&self) -> Arc<Pool> {
-        self.app.directory.pools().into_iter().find(|pool| pool.key.pool == "web").expect("the pool")
+        self.app
+            .directory
+            .pools()
+            .into_iter()
+            .find(|pool| pool.key.pool == "web")
+            .expect("the pool")
     }
 
     pub(super) fn counters(&self) -> crate::meter::Meter {
@@ -144,17 +157,29 @@ pub(super) async fn until(what: &str, is_so: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 pub(super) fn a_route(name: &str, listen: u16) -> Route {
     let spec = RouteSpec {
-        ports: vec![RoutePort { port: 80, listen, ..RoutePort::default() }],
+        ports: vec![RoutePort {
+            port: 80,
+            listen,
+            ..RoutePort::default()
+        }],
         pools: vec![RoutePool {
             name: name.into(),
-            workload: Workload { name: name.into(), ..Workload::default() },
+            workload: Workload {
+                name: name.into(),
+                ..Workload::default()
+            },
             weight: 10_000,
-            probe: Probe { kind: ProbeKind::Tcp, ..Probe::default() },
+            probe: Probe {
+                kind: ProbeKind::Tcp,
+                ..Probe::default()
+            },
             ..RoutePool::default()
         }],
         queue_limit: 1000,
@@ -211,9 +236,15 @@ pub(super) struct Answer {
 
 /// One request on a connection of its own.
 pub(super) async fn send(address: SocketAddr, request: http::request::Builder, body: Bytes) -> Answer {
-    let response = tokio::time::timeout(PATIENCE, open(address, request, Full::new(body))).await.expect("an answer");
+    let response = tokio::time::timeout(PATIENCE, open(address, request, Full::new(body)))
+        .await
+        .expect("an answer");
     let (parts, body) = response.into_parts();
-    let body = tokio::time::timeout(PATIENCE, body.collect()).await.expect("in time").expect("a whole body").to_bytes();
+    let body = tokio::time::timeout(PATIENCE, body.collect())
+        .await
+        .expect("in time")
+        .expect("a whole body")
+        .to_bytes();
     Answer {
         status: parts.status,
         headers: parts.headers,
@@ -222,15 +253,20 @@ pub(super) async fn send(address: SocketAddr, request: http::request::Builder, b
 }
 
 /// One request; the answer's body is still to come.
-pub(super) async fn open<B>(address: SocketAddr, request: http::request::Builder, body: B) -> Response<Incoming>
+pub(super) async fn open<B>(
+    address: SocketAddr,
+    request: http::request::Builder,
+    body: B,
+) -> Response<Incoming>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let stream = tokio::net::TcpStream::connect(address).await.expect("connects");
     let request = request.header("host", "web").body(body).expect("a request");
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .expect("HTTP/1.1");
     tokio::spawn(connection);
     let boxed = request.map(|body| body.map_err(Into::into).boxed_unsync());
     sender.send_request(boxed).await.expect("an answer")
@@ -272,9 +308,14 @@ impl FakePod {
                 let (stream, _) = listener.accept().await.expect("accepts");
                 let pod = Arc::clone(&pod);
                 connections.spawn(async move {
-                    let service = hyper::service::service_fn(move |request| answer(Arc::clone(&pod), request));
+                    let service =
+                        hyper::service::service_fn(move |request| answer(Arc::clone(&pod), request));
                     let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                    drop(server.serve_connection_with_upgrades(TokioIo::new(stream), service).await);
+                    drop(
+                        server
+                            .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                            .await,
+                    );
                 });
             }
         });
