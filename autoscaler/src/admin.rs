@@ -24,6 +24,9 @@ const CONNECTIONS: usize = 64;
 /// A connection may take this long to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Tells all about one Service, by namespace and name.
+pub(crate) type Explain = Box<dyn Fn(&str, &str) -> Option<serde_json::Value> + Send + Sync>;
+
 /// What the admin port shows, as functions so that it knows nothing of the rest.
 pub(crate) struct Pages {
     /// `Err` says what is not ready yet.
@@ -33,7 +36,7 @@ pub(crate) struct Pages {
     /// Everything, as JSON.
     pub(crate) state: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// One Service, by namespace and name, as JSON; `None`: not opted in.
-    pub(crate) explain: Box<dyn Fn(&str, &str) -> Option<serde_json::Value> + Send + Sync>,
+    pub(crate) explain: Explain,
     /// Reads or changes the log filter.
     pub(crate) log: SetLog,
 }

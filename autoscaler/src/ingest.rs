@@ -281,12 +281,6 @@ impl Fleet {
         }
     }
 
-    /// The membership epoch, and whether it is settled.
-    pub(crate) fn epoch(&self) -> (u64, bool) {
-        let state = self.state.lock();
-        (state.membership.epoch(), state.membership.settled())
-    }
-
     /// What is known of the streams, for the dump of the admin port.
     pub(crate) fn dump(&self) -> serde_json::Value {
         let state = self.state.lock();

@@ -167,10 +167,10 @@ impl Elector {
                     None => self.seen = None,
                 }
                 if ours && self.holds() {
-                    Err(Error::Conflict)
-                } else {
-                    Ok(self.follow_unless_held())
+                    return Err(Error::Conflict);
                 }
+                self.follow_unless_held();
+                Ok(())
             }
             Err(error) => Err(Error::Write(error)),
         }

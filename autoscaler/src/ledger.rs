@@ -147,11 +147,6 @@ impl Ledger {
         touched
     }
 
-    /// Forgets a pool that is no more.
-    pub(crate) fn forget(&mut self, pool: &PoolKey) {
-        self.pools.remove(pool);
-    }
-
     /// The traffic of one pool; nothing but zeroes for one without any.
     pub(crate) fn traffic(&mut self, pool: &PoolKey, now: Instant) -> Traffic {
         self.pools

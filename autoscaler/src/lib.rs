@@ -38,6 +38,9 @@ mod watch;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crds::report::PoolKey;
+use tokio::sync::watch as cell;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -45,6 +48,7 @@ use crate::cluster::Cluster;
 use crate::ingest::{Fleet, Token};
 use crate::lease::Elector;
 use crate::metrics::Metrics;
+use crate::path::Capture;
 use crate::scale::Scaler;
 use crate::shutdown::Phases;
 use crate::state::Registry;
@@ -107,7 +111,9 @@ struct App {
     metrics: Arc<Metrics>,
     index: Arc<Index>,
     fleet: Arc<Fleet>,
-    registry: Arc<Registry>,
+    capture: Arc<Capture<Fleet>>,
+    /// Whether every Service is to be given back: asked for on the Lease, or by our own removal.
+    release_all: cell::Sender<bool>,
     cluster: Arc<Cluster>,
     events: cluster::EventWriter,
     scaler: Arc<Scaler>,
@@ -124,11 +130,26 @@ impl App {
         let (cluster, events) =
             Cluster::new(client.clone(), elector.leading(), &args.name, metrics.registry());
         let cluster = Arc::new(cluster);
-        let scaler = Scaler::new(
-            Clock::new(),
+        let clock = Clock::new();
+        let release_all = cell::Sender::new(false);
+        let streams = Arc::clone(&fleet);
+        // While a stream is missing there may be requests that nobody tells of.
+        let busy = Arc::new(move |pool: &PoolKey| streams.busy(pool).is_none_or(|requests| requests > 0));
+        let capture = Capture::new(
+            clock,
+            args.settle,
             Arc::clone(&index),
             Arc::clone(&cluster),
+            Arc::clone(&fleet),
             Arc::clone(&registry),
+            busy,
+            release_all.subscribe(),
+        );
+        let scaler = Scaler::new(
+            clock,
+            Arc::clone(&index),
+            Arc::clone(&cluster),
+            registry,
             Arc::clone(&fleet),
             Arc::clone(&metrics),
         );
@@ -137,7 +158,8 @@ impl App {
             metrics,
             index,
             fleet,
-            registry,
+            capture,
+            release_all,
             cluster,
             events,
             scaler,
@@ -172,6 +194,17 @@ impl App {
             let sink = self.scaler.sink();
             Arc::clone(&self.fleet).run(self.index.activators(), leading.clone(), token, sink, stop)
         });
+        let (mut asked, asks) = (self.elector.release_all(), self.release_all.clone());
+        phases.last("the request to give everything back", |stop| async move {
+            while !stop.is_cancelled() {
+                let now = *asked.borrow_and_update();
+                asks.send_if_modified(|old| std::mem::replace(old, now) != now);
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = asked.changed() => if changed.is_err() { stop.cancelled().await },
+                }
+            }
+        });
         let mut synced = self.index.synced();
         phases.second("the Lease", |stop| async move {
             // Who cannot read yet must not lead.
@@ -193,6 +226,9 @@ impl App {
             Arc::clone(&self.metrics),
             view,
         );
+        phases.first("capture", |stop| {
+            Arc::clone(&self.capture).run(leading.clone(), stop)
+        });
         phases.first("status", |stop| {
             publisher.run(self.scaler.shown(), leading.clone(), stop)
         });
@@ -201,7 +237,13 @@ impl App {
         });
         let ended = phases.until(&shutdown).await;
         tracing::info!("autoscaler ends");
-        phases.end(args.grace).await;
+        let started = Instant::now();
+        if ended.is_none() && leading.borrow().leader && shutdown::removed(&self.index, &args) {
+            tracing::info!("the autoscaler is being removed: every Service is given back");
+            self.release_all.send_replace(true);
+            shutdown::all_given_back(&self.index, args.grace / 5 * 4).await;
+        }
+        phases.end(args.grace.saturating_sub(started.elapsed())).await;
         ended.map_or(Ok(()), |part| Err(Error::Ended(part)))
     }
 

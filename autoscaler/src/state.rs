@@ -2,7 +2,8 @@
 //!
 //! [`path`](crate::path) decides who is in the data path and publishes an [`Entry`] per Route; [`scale`](crate::scale)
 //! decides replicas and reads them. In the other direction [`Fleet`](crate::ingest) shows the live activators and the
-//! traffic of each pool. Both are plain tables behind a short lock, with a `watch` that counts changes.
+//! traffic of each pool. Both are plain tables behind a short lock that
+//! say which keys need another look.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +13,6 @@ use crds::report::PoolKey;
 use crds::route::{Phase, Workload};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use parking_lot::RwLock;
-use tokio::sync::watch;
 
 /// A Route, and the Service of the same name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,7 +57,6 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(crate) struct Registry {
     entries: RwLock<HashMap<RouteKey, Arc<Entry>>>,
-    changed: watch::Sender<u64>,
     dirty: Arc<Dirty<RouteKey>>,
 }
 
@@ -66,7 +65,6 @@ impl Registry {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             entries: RwLock::default(),
-            changed: watch::Sender::new(0),
             dirty: Dirty::new(),
         })
     }
@@ -85,7 +83,6 @@ impl Registry {
         drop(entries);
         if changed {
             self.dirty.mark([key.clone()]);
-            self.changed.send_modify(|count| *count += 1);
         }
     }
 
@@ -106,11 +103,6 @@ impl Registry {
             .iter()
             .map(|(key, entry)| (key.clone(), Arc::clone(entry)))
             .collect()
-    }
-
-    /// Counts changes.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
     }
 }
 

@@ -312,7 +312,7 @@ async fn an_idle_pool_goes_to_sleep_by_its_own_timer_and_then_has_none() {
     tokio::time::sleep(Duration::from_secs(50)).await;
     assert_eq!(bench.scaled("web"), [1], "kept for a while");
     tokio::time::sleep(Duration::from_secs(30)).await;
-    assert_eq!(bench.scaled("web"), [1, 0]);
+    assert_eq!(bench.scaled("web"), [1, 0], "{:#}", bench.scaler.dump());
     bench.workload("web", 0, 0);
     bench.line("web", 1, 1, 0, 0);
     bench.settle().await;
@@ -366,6 +366,7 @@ async fn a_wake_that_cannot_be_written_is_not_acknowledged_and_tried_again() {
     bench.world.refuses.store(false, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(bench.waking(), ["d/web"]);
+    bench.workload("web", 1, 0);
     let after = bench.scaled("web").len();
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(bench.scaled("web").len(), after, "written once");
