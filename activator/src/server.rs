@@ -397,6 +397,7 @@ async fn http1(stream: TcpStream, connection: Arc<Connection>) -> Result<(), hyp
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(config.header_timeout)
+        .max_header_size(config.max_header_bytes)
         .max_buf_size(config.max_header_bytes);
     let service = service_fn(move |request| request::handle(Arc::clone(&connection), request));
     let serving = builder
