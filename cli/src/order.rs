@@ -11,12 +11,18 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::watch_object;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::args::Scope;
 use crate::client::{connect, failed};
 use crate::explain::service_name;
 use crate::failure::Failure;
 use crate::{duration, output};
+
+/// How long an order is given again while it is refused. Requests that take longer than this keep it awake anyway.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two of them.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Options of `dormouse wake` and `dormouse sleep`.
 #[derive(Clone, Debug, clap::Args)]
@@ -75,39 +81,41 @@ pub(crate) async fn run(order: Order, args: Args) -> Result<(), Failure> {
             captured.message
         )));
     }
-    let begun = Timestamp::now();
-    let command = format!("{}@{:016x}", order.word(), nonce(begun));
-    let patch = json!({ "metadata": { "annotations": { COMMAND_ANNOTATION: command } } });
-    let params = PatchParams {
-        field_manager: Some(CLI_MANAGER.to_owned()),
-        ..PatchParams::default()
+    let mut ask = Ask {
+        order,
+        api,
+        name,
+        command: String::new(),
+        given: Timestamp::UNIX_EPOCH,
+        last: RouteStatus::default(),
     };
-    api.patch(name, &params, &Patch::Merge(&patch))
-        .await
-        .map_err(|error| failed("write the order to the Route", url, &error))?;
     if args.no_wait {
+        ask.write()
+            .await
+            .map_err(|error| failed("write the order to the Route", url, &error))?;
         return output::print(&format!("{namespace}/{name}: asked to {}\n", order.word()));
     }
-    let mut last = RouteStatus::default();
-    let waited =
-        tokio::time::timeout(args.timeout, wait(order, &api, name, &command, begun, &mut last)).await;
-    let phase = last
+    let waited = tokio::time::timeout(args.timeout, ask.until_done()).await;
+    let phase = ask
+        .last
         .phase
         .map_or_else(|| "unknown".to_owned(), |phase| phase.to_string());
+    let (pods, why) = (&ask.last.pods, &ask.last.why);
     match waited {
-        Ok(Ok(Done::Yes(how))) => output::print(&format!(
-            "{namespace}/{name}: {how}, pods {}. {}\n",
-            last.pods, last.why
-        )),
+        Ok(Ok(Done::Yes(how))) => output::print(&format!("{namespace}/{name}: {how}, pods {pods}\n")),
+        Ok(Ok(Done::Refused)) => Err(no(format!("{namespace}/{name} does not {}: {why}", order.word()))),
         Ok(Ok(Done::Gone)) => Err(no(format!("{namespace}/{name} is no longer opted in"))),
-        Ok(Err(error)) => Err(Failure::Api(format!("cannot watch the Route at {url}: {error}"))),
-        Err(_) if last.command != command => Err(no(format!(
+        Ok(Err(Trouble::Write(error))) => Err(failed("write the order to the Route", url, &error)),
+        Ok(Err(Trouble::Watch(error))) => {
+            Err(Failure::Api(format!("cannot watch the Route at {url}: {error}")))
+        }
+        Err(_) if ask.last.command != ask.command => Err(no(format!(
             "{namespace}/{name}: no autoscaler took the order within {:?}; `dormouse doctor` says whether one runs",
             args.timeout
         ))),
         Err(_) => Err(no(format!(
-            "{namespace}/{name}: the order was taken, but after {:?} it is {phase}. {}",
-            args.timeout, last.why
+            "{namespace}/{name}: the order was taken, but after {:?} it is {phase}. {why}",
+            args.timeout
         ))),
     }
 }
@@ -125,44 +133,85 @@ fn nonce(now: Timestamp) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Done {
     Yes(&'static str),
+    /// The autoscaler looked, and says why not.
+    Refused,
     Gone,
 }
 
-async fn wait(
-    order: Order,
-    api: &Api<Route>,
-    name: &str,
-    command: &str,
-    begun: Timestamp,
-    last: &mut RouteStatus,
-) -> Result<Done, kube::runtime::watcher::Error> {
-    let mut changes = std::pin::pin!(watch_object(api.clone(), name));
-    while let Some(route) = changes.try_next().await? {
-        let Some(route) = route else { return Ok(Done::Gone) };
-        *last = route.status.unwrap_or_default();
-        if let Some(how) = done(order, last, command, begun) {
-            return Ok(Done::Yes(how));
-        }
-    }
-    Ok(Done::Gone)
+enum Trouble {
+    Write(kube::Error),
+    Watch(kube::runtime::watcher::Error),
 }
 
-/// Whether the order is carried out, and how it stands.
-fn done(order: Order, status: &RouteStatus, command: &str, begun: Timestamp) -> Option<&'static str> {
+/// One order, given again while it is refused: between two requests there may be a quiet moment.
+struct Ask<'a> {
+    order: Order,
+    api: Api<Route>,
+    name: &'a str,
+    /// As it stands on the Route.
+    command: String,
+    /// When it was written.
+    given: Timestamp,
+    /// What was last seen.
+    last: RouteStatus,
+}
+
+impl Ask<'_> {
+    async fn until_done(&mut self) -> Result<Done, Trouble> {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            self.write().await.map_err(Trouble::Write)?;
+            match self.wait().await.map_err(Trouble::Watch)? {
+                Done::Refused if Instant::now() < patience => tokio::time::sleep(PAUSE).await,
+                done => return Ok(done),
+            }
+        }
+    }
+
+    async fn write(&mut self) -> Result<(), kube::Error> {
+        self.given = Timestamp::now();
+        self.command = format!("{}@{:016x}", self.order.word(), nonce(self.given));
+        let patch = json!({ "metadata": { "annotations": { COMMAND_ANNOTATION: self.command } } });
+        let params = PatchParams {
+            field_manager: Some(CLI_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        self.api
+            .patch(self.name, &params, &Patch::Merge(&patch))
+            .await
+            .map(drop)
+    }
+
+    async fn wait(&mut self) -> Result<Done, kube::runtime::watcher::Error> {
+        let mut changes = std::pin::pin!(watch_object(self.api.clone(), self.name));
+        while let Some(route) = changes.try_next().await? {
+            let Some(route) = route else { return Ok(Done::Gone) };
+            self.last = route.status.unwrap_or_default();
+            if let Some(done) = done(self.order, &self.last, &self.command, self.given) {
+                return Ok(done);
+            }
+        }
+        Ok(Done::Gone)
+    }
+}
+
+/// Whether the order is carried out, and how it stands. The autoscaler names an order in the status with which it has
+/// decided on it.
+fn done(order: Order, status: &RouteStatus, command: &str, given: Timestamp) -> Option<Done> {
     if status.command != command {
         return None;
     }
-    // Wakes say when they began by the autoscaler's clock, which may be a little behind ours.
-    let slack = jiff::SignedDuration::from_secs(1);
     let woken_since = status
         .wakes
         .iter()
-        .any(|wake| wake.at.as_ref().is_some_and(|at| at.0 >= begun - slack));
+        .any(|wake| wake.at.as_ref().is_some_and(|at| at.0 >= given));
     match (order, status.phase) {
-        (Order::Wake, Some(Phase::Awake | Phase::Direct | Phase::FailOpen)) => Some("awake"),
-        (Order::Sleep, Some(Phase::Asleep)) => Some("asleep"),
-        (Order::Sleep, Some(Phase::Waking)) => Some("slept, and a request is waking it"),
-        (Order::Sleep, Some(_)) if woken_since => Some("slept, and a request woke it again"),
+        (Order::Wake, Some(Phase::Awake | Phase::Direct | Phase::FailOpen)) => Some(Done::Yes("awake")),
+        (Order::Sleep, Some(Phase::Asleep)) => Some(Done::Yes("asleep")),
+        (Order::Sleep, Some(Phase::Waking)) => Some(Done::Yes("slept, and a request is waking it")),
+        // It went to zero and back between two statuses.
+        (Order::Sleep, Some(_)) if woken_since => Some(Done::Yes("slept, and a request woke it again")),
+        (Order::Sleep, Some(_)) => Some(Done::Refused),
         _ => None,
     }
 }
@@ -175,7 +224,7 @@ mod tests {
 
     #[test]
     fn an_order_is_done_when_the_status_names_it_and_shows_it() {
-        let begun = Timestamp::from_second(1_000).expect("a time");
+        let given = Timestamp::from_second(1_000).expect("a time");
         let woken = |second| {
             let at = Some(Time(Timestamp::from_second(second).expect("a time")));
             vec![Wake {
@@ -183,29 +232,38 @@ mod tests {
                 ..Wake::default()
             }]
         };
+        let waking = Some(Done::Yes("slept, and a request is waking it"));
         let rows = [
-            (Order::Wake, "x@1", Phase::Awake, vec![], Some("awake")),
+            (Order::Wake, "x@1", Phase::Awake, vec![], Some(Done::Yes("awake"))),
+            (
+                Order::Wake,
+                "x@1",
+                Phase::FailOpen,
+                vec![],
+                Some(Done::Yes("awake")),
+            ),
             (Order::Wake, "x@0", Phase::Awake, vec![], None),
             (Order::Wake, "x@1", Phase::Waking, vec![], None),
             (Order::Wake, "x@1", Phase::Asleep, vec![], None),
-            (Order::Sleep, "x@1", Phase::Asleep, vec![], Some("asleep")),
-            (Order::Sleep, "x@0", Phase::Asleep, vec![], None),
             (
                 Order::Sleep,
                 "x@1",
-                Phase::Waking,
+                Phase::Asleep,
                 vec![],
-                Some("slept, and a request is waking it"),
+                Some(Done::Yes("asleep")),
             ),
-            (Order::Sleep, "x@1", Phase::Awake, vec![], None),
-            (Order::Sleep, "x@1", Phase::Awake, woken(900), None),
+            (Order::Sleep, "x@0", Phase::Asleep, vec![], None),
+            (Order::Sleep, "x@1", Phase::Waking, vec![], waking),
+            (Order::Sleep, "x@1", Phase::Awake, vec![], Some(Done::Refused)),
+            (Order::Sleep, "x@1", Phase::Awake, woken(999), Some(Done::Refused)),
             (
                 Order::Sleep,
                 "x@1",
                 Phase::Awake,
                 woken(1_001),
-                Some("slept, and a request woke it again"),
+                Some(Done::Yes("slept, and a request woke it again")),
             ),
+            (Order::Sleep, "x@0", Phase::Awake, woken(1_001), None),
         ];
         for (order, command, phase, wakes, want) in rows {
             let status = RouteStatus {
@@ -215,7 +273,7 @@ mod tests {
                 ..RouteStatus::default()
             };
             assert_eq!(
-                done(order, &status, "x@1", begun),
+                done(order, &status, "x@1", given),
                 want,
                 "{order:?} {command} {phase}"
             );
