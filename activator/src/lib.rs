@@ -7,17 +7,17 @@
 //!                        ▼                   └── watch ─────┴── probe
 //!                     account ─▶ meter ─▶ report ─▶ autoscaler
 //! ```
-//! 1. [`server`] accepts it on the port that stands for its Service, and a worker thread reads its head.
-//! 2. [`request`] resolves the port to a Target ([`route`]) and, by weight, to a [`pool`].
-//! 3. The pool admits it: at once, or it waits in line ([`throttle`]). The first that waits for a sleeping pool makes a
-//!    [`report`] line go out, and the autoscaler wakes it; when none does, [`cluster`] does.
-//! 4. The pool picks the least loaded pod that answers ([`balance`], [`probe`]); with a hard limit only among its share.
-//! 5. [`forward`] sends it. What broke before an answer may be sent again, within a [`budget`].
-//! 6. [`body`] carries the answer, and with it everything the request holds, until the last byte; [`account`] closes the
-//!    books, in a [`meter`].
+//! 1. `server` accepts it on the port that stands for its Service, and a worker thread reads its head.
+//! 2. `request` resolves the port to a Target (`route`) and, by weight, to a `pool`.
+//! 3. The pool admits it: at once, or it waits in line (`throttle`). The first that waits for a sleeping pool makes a
+//!    `report` line go out, and the autoscaler wakes it; when none does, `cluster` does.
+//! 4. The pool picks the least loaded pod that answers (`balance`, `probe`); with a hard limit only among its share.
+//! 5. `forward` sends it. What broke before an answer may be sent again, within a `budget`.
+//! 6. `body` carries the answer, and with it everything the request holds, until the last byte; `account` closes the
+//!    books, in a `meter`.
 //!
-//! A refusal at any step is a [`reject`] and nothing else chooses a status. Cancelling is dropping: a client that goes
-//! gives back whatever it holds. Everything that is read on the way is an immutable snapshot made by [`watch`].
+//! A refusal at any step is a `reject` and nothing else chooses a status. Cancelling is dropping: a client that goes
+//! gives back whatever it holds. Everything that is read on the way is an immutable snapshot made by `watch`.
 
 mod account;
 mod admin;

@@ -4,13 +4,16 @@
 //! admission and the choice of a pod are one fact, so both happen under the pool's lock. Control tasks change the pods
 //! under the same lock, swap the view, and hand out what became free: nobody is left waiting beside a free place.
 
+mod probing;
+mod reporting;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use crds::report::{PoolKey, PoolReport};
+use crds::report::PoolKey;
 use crds::route::{Probe, ProbeKind, Wake, Workload};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
@@ -488,89 +491,6 @@ impl Pool {
         self.start_probes(state);
     }
 
-    // === probes ===
-
-    /// Starts a task for each pod that a probe could make usable and that has none.
-    fn start_probes(self: &Arc<Self>, state: &mut State) {
-        let kind = self.settings.read().probe.kind;
-        for (address, pod) in &mut state.pods {
-            if !pod.is_probed && pod.wants_probe(kind) {
-                pod.is_probed = true;
-                let endpoint = Arc::clone(&pod.endpoint);
-                let task = crate::probe::until_it_answers(
-                    Arc::clone(self),
-                    Arc::clone(&self.hub),
-                    *address,
-                    endpoint,
-                );
-                self.hub.control.spawn(task);
-            }
-        }
-    }
-
-    /// What to probe next; `None`: the pod needs no probe any more, and its task ends.
-    pub(crate) fn probe_target(&self, address: IpAddr, endpoint: &Arc<Endpoint>) -> Option<ProbeTarget> {
-        let probe = self.settings.read().probe.clone();
-        let mut state = self.state.lock();
-        let is_awaited = state.throttle.waiting() > 0;
-        let pod = state
-            .pods
-            .get_mut(&address)
-            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))?;
-        let port = pod
-            .published
-            .probe_port
-            .or(pod.published.ports.first().map(|(_, port)| *port));
-        match port {
-            Some(port) if pod.wants_probe(probe.kind) => Some(ProbeTarget {
-                port,
-                probe,
-                appeared: pod.appeared,
-                is_awaited,
-            }),
-            _ => {
-                pod.is_probed = false;
-                None
-            }
-        }
-    }
-
-    /// The pod's task gives up for now; the next held request starts another.
-    pub(crate) fn rest(&self, address: IpAddr, endpoint: &Arc<Endpoint>) {
-        let mut state = self.state.lock();
-        if let Some(pod) = state
-            .pods
-            .get_mut(&address)
-            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))
-        {
-            pod.is_probed = false;
-        }
-    }
-
-    /// The pod answered (or not) a probe.
-    pub(crate) fn probed(self: &Arc<Self>, address: IpAddr, endpoint: &Arc<Endpoint>, answers: bool) {
-        let mut state = self.state.lock();
-        if !answers {
-            let now = self.hub.now();
-            if let Some(clock) = &mut state.waking {
-                clock.failed(now);
-            }
-            return;
-        }
-        let Some(pod) = state
-            .pods
-            .get_mut(&address)
-            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))
-        else {
-            return;
-        };
-        pod.answers = true;
-        pod.on_probation = false;
-        self.refresh(&mut state);
-        drop(state);
-        self.touch(true);
-    }
-
     // === wakes ===
 
     /// A leader says that it wakes the pool.
@@ -601,112 +521,6 @@ impl Pool {
     /// Whether the wake that began has neither ended nor been given up.
     pub(crate) fn is_waking(&self) -> bool {
         self.state.lock().waking.is_some()
-    }
-
-    // === reports ===
-
-    /// The pool's counters changed. Cheap when the next line carries it anyway.
-    pub(crate) fn touch(self: &Arc<Self>, urgent: bool) {
-        let is_new = !self.is_dirty.load(Ordering::Relaxed) && !self.is_dirty.swap(true, Ordering::AcqRel);
-        if is_new || urgent {
-            self.hub.changed(is_new.then_some(self), urgent);
-        }
-    }
-
-    /// All workers' counters together.
-    pub(crate) fn sum(&self, now: Duration) -> Meter {
-        self.meters.iter().fold(Meter::default(), |sum, meter| {
-            let meter = *meter.lock();
-            // An event of this very moment may be a little later than `now`.
-            meter.plus(sum, now)
-        })
-    }
-
-    /// The pool's part of a report line. With `take`, finished wakes go with it, and the pool counts as unchanged.
-    pub(crate) fn report(&self, now: Duration, take: bool) -> PoolReport {
-        if take {
-            // Before the counters are read: what changes after is reported again.
-            self.is_dirty.store(false, Ordering::Release);
-        }
-        let sum = self.sum(now);
-        let mut state = self.state.lock();
-        PoolReport {
-            namespace: self.key.namespace.clone(),
-            pool: self.key.pool.clone(),
-            arrivals: sum.arrivals,
-            completions: sum.outcomes,
-            in_flight_seconds: sum.in_flight_seconds,
-            held_seconds: sum.held_seconds,
-            service_seconds: sum.service_seconds,
-            in_flight: sum.in_flight,
-            held: sum.held,
-            ready: u32::try_from(self.view.read().ready).unwrap_or(u32::MAX),
-            oldest_held_us: state.throttle.oldest().map_or(0, |since| {
-                u64::try_from(now.saturating_sub(since).as_micros())
-                    .unwrap_or(u64::MAX)
-                    .max(1)
-            }),
-            idle_ms: sum
-                .last_use
-                .map(|at| u64::try_from(now.saturating_sub(at).as_millis()).unwrap_or(u64::MAX)),
-            wakes: if take {
-                std::mem::take(&mut state.wakes)
-            } else {
-                Vec::new()
-            },
-        }
-    }
-
-    /// Requests in flight at pods that belong to another activator by the epoch in force.
-    pub(crate) fn foreign(&self) -> u32 {
-        if self.view.read().limit == 0 {
-            return 0;
-        }
-        let state = self.state.lock();
-        self.hub.shares(|shares| {
-            let foreign = state
-                .pods
-                .values()
-                .filter(|pod| !shares.is_mine_now(pod.endpoint.address));
-            foreign
-                .map(|pod| pod.endpoint.in_flight.load(Ordering::Acquire))
-                .sum()
-        })
-    }
-
-    /// Everything, for the state dump.
-    pub(crate) fn dump(&self) -> serde_json::Value {
-        let report = self.report(self.hub.now(), false);
-        let settings = self.settings();
-        let state = self.state.lock();
-        let pods: Vec<_> = state
-            .pods
-            .iter()
-            .map(|(address, pod)| {
-                serde_json::json!({
-                    "address": address,
-                    "ports": pod.published.ports,
-                    "usable": pod.is_usable(),
-                    "serving": pod.published.serving,
-                    "terminating": pod.published.terminating,
-                    "answers": pod.answers,
-                    "onProbation": pod.on_probation,
-                    "probed": pod.is_probed,
-                    "mine": self.hub.shares(|shares| shares.may_use(*address)),
-                    "inFlight": pod.endpoint.in_flight.load(Ordering::Relaxed),
-                })
-            })
-            .collect();
-        serde_json::json!({
-            "workload": settings.workload.to_string(),
-            "service": settings.service,
-            "containerConcurrency": settings.limit,
-            "queueLimit": settings.queue_limit,
-            "waking": state.waking.is_some(),
-            "acknowledged": state.acknowledged.is_some(),
-            "pods": pods,
-            "counters": report,
-        })
     }
 }
 

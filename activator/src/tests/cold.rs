@@ -212,3 +212,13 @@ async fn a_burst_of_cold_requests_is_answered_whole() {
     assert!(statuses.iter().all(|status| *status == StatusCode::OK));
     assert_eq!(pod.requests(), 200);
 }
+
+#[test]
+fn a_held_request_is_small() {
+    fn size<A, B, F: Future>(_: fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+    // With its connection a held request may cost 16 KB; hyper's read buffer takes half of that.
+    let size = size(crate::request::handle);
+    assert!(size <= 5 * 1024, "{size} bytes");
+}

@@ -1,0 +1,89 @@
+//! Which pods of a pool want a probe, and what its result changes.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{Endpoint, Pool, ProbeTarget, State};
+
+impl Pool {
+    /// Starts a task for each pod that a probe could make usable and that has none.
+    pub(super) fn start_probes(self: &Arc<Self>, state: &mut State) {
+        let kind = self.settings.read().probe.kind;
+        for (address, pod) in &mut state.pods {
+            if !pod.is_probed && pod.wants_probe(kind) {
+                pod.is_probed = true;
+                let endpoint = Arc::clone(&pod.endpoint);
+                let task = crate::probe::until_it_answers(
+                    Arc::clone(self),
+                    Arc::clone(&self.hub),
+                    *address,
+                    endpoint,
+                );
+                self.hub.control.spawn(task);
+            }
+        }
+    }
+
+    /// What to probe next; `None`: the pod needs no probe any more, and its task ends.
+    pub(crate) fn probe_target(&self, address: IpAddr, endpoint: &Arc<Endpoint>) -> Option<ProbeTarget> {
+        let probe = self.settings.read().probe.clone();
+        let mut state = self.state.lock();
+        let is_awaited = state.throttle.waiting() > 0;
+        let pod = state
+            .pods
+            .get_mut(&address)
+            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))?;
+        let port = pod
+            .published
+            .probe_port
+            .or(pod.published.ports.first().map(|(_, port)| *port));
+        match port {
+            Some(port) if pod.wants_probe(probe.kind) => Some(ProbeTarget {
+                port,
+                probe,
+                appeared: pod.appeared,
+                is_awaited,
+            }),
+            _ => {
+                pod.is_probed = false;
+                None
+            }
+        }
+    }
+
+    /// The pod's task gives up for now; the next held request starts another.
+    pub(crate) fn rest(&self, address: IpAddr, endpoint: &Arc<Endpoint>) {
+        let mut state = self.state.lock();
+        if let Some(pod) = state
+            .pods
+            .get_mut(&address)
+            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))
+        {
+            pod.is_probed = false;
+        }
+    }
+
+    /// The pod answered (or not) a probe.
+    pub(crate) fn probed(self: &Arc<Self>, address: IpAddr, endpoint: &Arc<Endpoint>, answers: bool) {
+        let mut state = self.state.lock();
+        if !answers {
+            let now = self.hub.now();
+            if let Some(clock) = &mut state.waking {
+                clock.failed(now);
+            }
+            return;
+        }
+        let Some(pod) = state
+            .pods
+            .get_mut(&address)
+            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))
+        else {
+            return;
+        };
+        pod.answers = true;
+        pod.on_probation = false;
+        self.refresh(&mut state);
+        drop(state);
+        self.touch(true);
+    }
+}
