@@ -20,11 +20,23 @@ const LAST_NODE_PORT: u16 = 32_767;
 type Holder = String;
 
 /// What is given out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Addresses {
     addresses: BTreeMap<Ipv4Addr, Holder>,
     ports: BTreeMap<u16, Holder>,
     next: u32,
+}
+
+impl Default for Addresses {
+    /// Starts at a random address: the range is this machine's loopback, and two embedded clusters on one machine are
+    /// then most unlikely to want the same address.
+    fn default() -> Self {
+        Self {
+            addresses: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            next: fastrand::u32(FIRST..=LAST),
+        }
+    }
 }
 
 /// What one write took, and what it would free.
