@@ -383,15 +383,19 @@ fn parse(file: &Path, text: &str) -> Read {
             Ok(Value::Null) => {}
             Ok(object) => flatten(object, file, &mut read),
             Err(error) => {
-                let place = error
-                    .location()
-                    .map(|at| format!("{}:{}: ", at.line(), at.column()))
+                let at = error.location();
+                let place = at
+                    .map(|at| format!("{}:{}:", at.line(), at.column()))
                     .unwrap_or_default();
                 let text = error.without_snippet().to_string();
-                read.errors.push(format!(
-                    "{name}:{place}{}",
-                    text.lines().next().unwrap_or_default()
-                ));
+                let line = text.lines().next().unwrap_or_default();
+                // The place is said once, where editors look for it.
+                let again = at.map(|at| format!(" at line {}, column {}", at.line(), at.column()));
+                let line = again
+                    .as_deref()
+                    .and_then(|again| line.strip_suffix(again))
+                    .unwrap_or(line);
+                read.errors.push(format!("{name}:{place} {line}"));
             }
         }
     }

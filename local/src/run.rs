@@ -21,7 +21,7 @@ use crate::controllers;
 use crate::informer::Key;
 use crate::kubeconfig::{Folder, random};
 use crate::manifests::{Manifests, Outcome};
-use crate::network::{Front, Limit, Proxy, Publish, url};
+use crate::network::{Front, Limit, Proxy, Publish, is_shown, url};
 use crate::pods::{Addresses, Logs, Runner, Settings, Spawner};
 use crate::system::{self, Part, System};
 
@@ -270,14 +270,15 @@ async fn start_system(
             }
         }
         SystemMode::Pods => {
-            let mut paths = Vec::new();
+            let (mut paths, mut last_token) = (Vec::new(), String::new());
             for name in ["dormouse-activator", "dormouse-autoscaler"] {
                 let token = random()?;
                 api.add_token(token.clone(), system::account(name).as_str());
                 let file = format!("{name}.kubeconfig");
                 paths.push(folder.write(None, &file, api_address, &token, crds::names::SYSTEM_NAMESPACE)?);
+                last_token = token;
             }
-            system::deploy(&api.client(), &paths[0], &paths[1])
+            system::deploy(&api.client(), &paths[0], &paths[1], &last_token)
                 .await
                 .context("starting the system's pods")?;
         }
@@ -336,8 +337,8 @@ async fn banner(running: &Running, front: SocketAddr, api: SocketAddr, kubeconfi
     let services = running.cluster.services.all();
     let shown = services
         .iter()
-        .map(|service| Key::of(&**service))
-        .filter(|key| key.namespace != crds::names::SYSTEM_NAMESPACE && key.name != "kubernetes");
+        .filter(|service| is_shown(service))
+        .map(|service| Key::of(&**service));
     println!("Services:");
     for key in shown {
         println!("  {key:<30} {}", url(&key, front));

@@ -95,6 +95,8 @@ struct Collector {
     graph: Mutex<Graph>,
     queue: Arc<Queue>,
     kinds_changed: Notify,
+    /// Every kind, as last read.
+    kinds: Mutex<Arc<Vec<(ApiResource, Scope)>>>,
 }
 
 /// Adds nothing to the shared pictures: the graph has its own watches, of every kind.
@@ -104,6 +106,7 @@ pub(super) fn prepare(cluster: &Arc<Cluster>) -> Start {
         graph: Mutex::default(),
         queue: Queue::new(),
         kinds_changed: Notify::new(),
+        kinds: Mutex::default(),
     });
     Box::new(move |tasks, shutdown| {
         tasks.spawn(Arc::clone(&collector).follow_kinds(shutdown.clone()));
@@ -149,6 +152,7 @@ impl Collector {
         loop {
             let pause = match kinds(&self.client).await {
                 Ok(kinds) => {
+                    *self.kinds.lock() = Arc::new(kinds.clone());
                     let present: HashSet<(String, String)> = kinds
                         .iter()
                         .map(|(kind, _)| (kind.group.clone(), kind.kind.clone()))
@@ -341,9 +345,9 @@ impl Collector {
             .api_version
             .split_once('/')
             .unwrap_or(("", &owner.api_version));
-        let kinds = kinds(&self.client).await?;
+        let kinds = Arc::clone(&self.kinds.lock());
         let Some((kind, scope)) = kinds
-            .into_iter()
+            .iter()
             .find(|(kind, _)| kind.group == group && kind.kind == owner.kind)
         else {
             tracing::debug!(
@@ -355,8 +359,10 @@ impl Collector {
             return Ok(OwnerState::Solid);
         };
         let api: Api<DynamicObject> = match scope {
-            Scope::Namespaced => Api::namespaced_with(self.client.clone(), &node.key.namespace, &kind),
-            Scope::Cluster => Api::all_with(self.client.clone(), &kind),
+            // Nothing cluster-wide can be owned from within a namespace; Kubernetes leaves such an object alone.
+            Scope::Namespaced if node.key.namespace.is_empty() => return Ok(OwnerState::Solid),
+            Scope::Namespaced => Api::namespaced_with(self.client.clone(), &node.key.namespace, kind),
+            Scope::Cluster => Api::all_with(self.client.clone(), kind),
         };
         match api.get(&owner.name).await {
             Ok(found) if found.meta().uid.as_deref() == Some(&owner.uid) => Ok(OwnerState::Solid),

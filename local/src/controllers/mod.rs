@@ -4,7 +4,6 @@
 //! again when something it looked at changes.
 
 mod deployment;
-mod deployment_plan;
 mod endpointslice;
 mod gc;
 mod namespace;

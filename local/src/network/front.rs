@@ -123,13 +123,9 @@ impl Front {
         let services = self.cluster.services.all();
         let known: Vec<(String, String)> = services
             .iter()
-            .filter(|service| http_port(service).is_some())
-            .map(|service| {
-                (
-                    Key::of(&**service).to_string(),
-                    url(&Key::of(&**service), self.address),
-                )
-            })
+            .filter(|service| is_shown(service))
+            .map(|service| Key::of(&**service))
+            .map(|key| (key.to_string(), url(&key, self.address)))
             .collect();
         if page {
             let rows: String = known
@@ -165,6 +161,16 @@ pub(crate) fn url(key: &Key, front: SocketAddr) -> String {
         return format!("http://{}.localhost:{port}/", key.name);
     }
     format!("http://{}.{}.localhost:{port}/", key.name, key.namespace)
+}
+
+/// Whether a person would look for this Service: not one of Dormouse's own, nor the API.
+pub(crate) fn is_shown(service: &Service) -> bool {
+    let key = Key::of(service);
+    let labels = service.metadata.labels.as_ref();
+    http_port(service).is_some()
+        && key.namespace != crds::names::SYSTEM_NAMESPACE
+        && key != Key::new("default", "kubernetes")
+        && !labels.is_some_and(|labels| labels.contains_key(crds::names::POOL_LABEL))
 }
 
 /// The Service's first port that is most likely HTTP: by `appProtocol`, by name, by number; else its first TCP port.

@@ -4,6 +4,6 @@ mod front;
 mod service;
 mod splice;
 
-pub(crate) use front::{Front, url};
+pub(crate) use front::{Front, is_shown, url};
 pub(crate) use service::{Proxy, Publish};
 pub(crate) use splice::Limit;
