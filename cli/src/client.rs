@@ -41,7 +41,7 @@ pub(crate) struct Connected {
 /// When there is no cluster to be found, or its configuration makes no sense.
 pub(crate) async fn connect(scope: &Scope) -> Result<Connected, Failure> {
     let config = config(&scope.cluster).await?;
-    let url = config.cluster_url.to_string();
+    let url = shown(&config.cluster_url);
     let namespace = scope
         .namespace
         .clone()
@@ -64,7 +64,7 @@ pub(crate) async fn connect(scope: &Scope) -> Result<Connected, Failure> {
 /// When there is no cluster to be found, or its configuration makes no sense.
 pub(crate) async fn process(cluster: &Cluster) -> Result<Client, Failure> {
     let config = config(cluster).await?;
-    let url = config.cluster_url.to_string();
+    let url = shown(&config.cluster_url);
     let wrong = |error: &dyn std::fmt::Display| {
         Failure::Usage(format!("cannot use the configuration for {url}: {error}"))
     };
@@ -103,6 +103,15 @@ pub(crate) async fn config(cluster: &Cluster) -> Result<Config, Failure> {
     // A watch may rightly be silent for minutes.
     config.read_timeout = None;
     Ok(config)
+}
+
+/// The address without its path: that of an embedded cluster holds a token.
+fn shown(url: &hyper::Uri) -> String {
+    let scheme = url.scheme_str().unwrap_or("https");
+    format!(
+        "{scheme}://{}",
+        url.authority().map_or("", |authority| authority.as_str())
+    )
 }
 
 async fn find(cluster: &Cluster) -> Result<Config, Failure> {

@@ -33,11 +33,45 @@ impl Failure {
         let (text, code) = match self {
             Self::Usage(text) | Self::Api(text) => (Some(text), 2),
             Self::No(text) => (text, 1),
-            Self::Process(error) => (Some(format!("{error:#}")), 1),
+            Self::Process(error) => (Some(chain(&error)), 1),
         };
         if let Some(text) = text {
             eprintln!("error: {text}");
         }
         ExitCode::from(code)
+    }
+}
+
+/// An error and its causes, but for those that it already names.
+fn chain(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |text, cause| {
+            if text.is_empty() {
+                cause
+            } else if text.ends_with(&cause) {
+                text
+            } else {
+                format!("{text}: {cause}")
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_named_once() {
+        let cause = || anyhow::anyhow!("address in use");
+        assert_eq!(
+            chain(&cause().context("cannot listen")),
+            "cannot listen: address in use"
+        );
+        assert_eq!(
+            chain(&cause().context("cannot listen: address in use")),
+            "cannot listen: address in use"
+        );
     }
 }

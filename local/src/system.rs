@@ -127,8 +127,14 @@ pub(crate) fn account(name: &str) -> String {
     format!("system:serviceaccount:{}:{name}", crds::names::SYSTEM_NAMESPACE)
 }
 
-/// Dormouse as pods: two activators and two autoscalers, each with a kubeconfig of its own account.
-pub(crate) async fn deploy(client: &Client, activator: &Path, autoscaler: &Path) -> anyhow::Result<()> {
+/// Dormouse as pods: two activators and two autoscalers, each with a kubeconfig of its own account. An autoscaler shows
+/// `token` to activators, as it would show the one that Kubernetes mounts.
+pub(crate) async fn deploy(
+    client: &Client,
+    activator: &Path,
+    autoscaler: &Path,
+    token: &str,
+) -> anyhow::Result<()> {
     apply(
         client,
         &activator_service(Some(json!({ "app": crds::names::ACTIVATOR_SERVICE }))),
@@ -140,21 +146,44 @@ pub(crate) async fn deploy(client: &Client, activator: &Path, autoscaler: &Path)
     ]);
     apply(
         client,
-        &deployment("dormouse-activator", "activator", activator, activator_ports),
+        &deployment(
+            "dormouse-activator",
+            "activator",
+            activator,
+            activator_ports,
+            None,
+        ),
     )
     .await?;
     let autoscaler_ports = json!([{ "name": "admin", "containerPort": 9000 }]);
     apply(
         client,
-        &deployment("dormouse-autoscaler", "autoscaler", autoscaler, autoscaler_ports),
+        &deployment(
+            "dormouse-autoscaler",
+            "autoscaler",
+            autoscaler,
+            autoscaler_ports,
+            Some(token),
+        ),
     )
     .await?;
     Ok(())
 }
 
-fn deployment(name: &str, part: &str, kubeconfig: &Path, ports: Value) -> Value {
+fn deployment(name: &str, part: &str, kubeconfig: &Path, ports: Value, token: Option<&str>) -> Value {
     let field =
         |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let mut env = vec![
+        field("POD_NAME", "metadata.name"),
+        field("POD_NAMESPACE", "metadata.namespace"),
+        field("POD_IP", "status.podIP"),
+        // All pods share this machine's network: a port must be taken on the pod's own address.
+        field("DORMOUSE_BIND", "status.podIP"),
+        json!({ "name": "KUBECONFIG", "value": kubeconfig.to_string_lossy() }),
+    ];
+    if let Some(token) = token {
+        env.push(json!({ "name": "DORMOUSE_REPORT_TOKEN", "value": token }));
+    }
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -174,12 +203,7 @@ fn deployment(name: &str, part: &str, kubeconfig: &Path, ports: Value) -> Value 
                         "image": "docker.io/local/dormouse:dev",
                         "command": ["dormouse", part],
                         "ports": ports,
-                        "env": [
-                            field("POD_NAME", "metadata.name"),
-                            field("POD_NAMESPACE", "metadata.namespace"),
-                            field("POD_IP", "status.podIP"),
-                            { "name": "KUBECONFIG", "value": kubeconfig.to_string_lossy() },
-                        ],
+                        "env": env,
                         "readinessProbe": { "httpGet": { "path": "/ready", "port": "admin" }, "periodSeconds": 1 },
                     }],
                 },
