@@ -277,7 +277,6 @@ async fn start_system(
                 let file = format!("{name}.kubeconfig");
                 paths.push(folder.write(None, &file, api_address, &token, crds::names::SYSTEM_NAMESPACE)?);
                 last_token = token;
-                last_token = token;
             }
             system::deploy(&api.client(), &paths[0], &paths[1], &last_token)
                 .await
