@@ -96,7 +96,12 @@ pub async fn run(
     let listener = admin::bind(address)
         .await
         .map_err(|source| Error::Admin { address, source })?;
-    tracing::info!(?args, address = ?listener.local_addr().ok(), "autoscaler starts");
+    // All but the secret.
+    let shown = Args {
+        report_token: args.report_token.as_ref().map(|_| "(hidden)".to_owned()),
+        ..args.clone()
+    };
+    tracing::info!(args = ?shown, address = ?listener.local_addr().ok(), "autoscaler starts");
     let app = App::new(&args, client);
     tokio::select! {
         biased;
