@@ -15,7 +15,7 @@
 //! One rule holds in every state: nothing is taken away before what replaces it has stood for the settle time, because
 //! nodes' tables follow the cluster late.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::Time;
@@ -250,8 +250,8 @@ impl Default for Waits {
 /// What the machine remembers between steps: since when things stand, and what was proven. An empty one is always safe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// Our slice has listed live, listening activators.
-    published: Option<Time>,
+    /// Our slice has listed these live, listening activators.
+    listed: BTreeMap<String, Time>,
     /// The key has been in, and the built-in slices empty.
     emptied: Option<Time>,
     /// No activator has been listening.
@@ -324,11 +324,16 @@ impl State {
 
     /// Keeps the times since when things hold.
     fn notice(&mut self, now: Time, facts: &Facts) {
-        let lists = match &facts.slice {
-            SliceFact::Activators { names, current: true } => !names.is_disjoint(&facts.listening),
-            _ => false,
+        let empty = BTreeSet::new();
+        let names = match &facts.slice {
+            SliceFact::Activators { names, current: true } => names,
+            _ => &empty,
         };
-        hold(&mut self.published, lists, now);
+        // Each for itself: one that is listed only now does not inherit the time of one that has just died.
+        self.listed.retain(|name, _| names.contains(name) && facts.listening.contains(name));
+        for name in names.intersection(&facts.listening) {
+            self.listed.entry(name.clone()).or_insert(now);
+        }
         hold(&mut self.emptied, facts.key && facts.builtin_ready == 0, now);
         hold(&mut self.unserved, facts.listening.is_empty(), now);
         hold(&mut self.filled, !facts.key && facts.builtin_ready > 0, now);
@@ -491,20 +496,24 @@ impl Look<'_> {
         if !facts.private_services {
             self.act(Action::EnsurePrivateServices);
         }
+        // Before the Route changes: who listens now listens for the Route as it is.
+        let unserved = facts.listening.is_empty();
+        if !unserved {
+            self.publish();
+        }
         if facts.route != RouteFact::Current {
             self.act(Action::EnsureRoute);
         }
-        if facts.listening.is_empty() {
+        if unserved {
             return self.unserved();
         }
-        self.publish();
         if facts.key && self.state.proven {
             return captured();
         }
         if facts.route != RouteFact::Current || !facts.private_services || !facts.original_recorded {
             return capturing(Stage::Preparing, "Route and private Service are being made.");
         }
-        if !self.settled(self.state.published) {
+        if !self.settled(self.state.listed.values().min().copied()) {
             let message = "Our endpoints are published; waiting until every node knows them.";
             return capturing(Stage::Proving, message);
         }
