@@ -2,15 +2,25 @@
 
 use serde_json::Value;
 
+use super::protobuf;
 use super::request::Request;
 use super::resources::Resource;
 use super::status::ApiError;
 
-/// Reads a body. Kubernetes' protobuf is not spoken here; clients fall back to JSON on 415.
+/// Reads a body.
 pub(crate) fn read(request: &Request<'_>) -> Result<Value, ApiError> {
-    match request.content_type() {
-        "" | "application/json" => json(&request.body),
-        "application/yaml" | "application/apply-patch+yaml" => yaml(&request.body),
+    body(request.content_type(), &request.body)
+}
+
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+/// Reads a body of a media type.
+pub(crate) fn body(media: &str, body: &[u8]) -> Result<Value, ApiError> {
+    match media {
+        "" | "application/json" => json(body),
+        "application/yaml" | "application/apply-patch+yaml" => yaml(body),
+        PROTOBUF => protobuf::read(body)
+            .ok_or_else(|| ApiError::unsupported_media_type("application/json, application/yaml")),
         _ => Err(ApiError::unsupported_media_type(
             "application/json, application/yaml",
         )),

@@ -22,6 +22,7 @@ mod jsonpath;
 mod names;
 mod openapi;
 mod patch;
+mod protobuf;
 mod read;
 mod request;
 mod resources;

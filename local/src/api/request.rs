@@ -174,13 +174,6 @@ impl Request<'_> {
 
     /// The media type of the body, without parameters.
     pub(crate) fn content_type(&self) -> &str {
-        let header = self
-            .headers
-            .get(http::header::CONTENT_TYPE)
-            .and_then(|it| it.to_str().ok());
-        header
-            .and_then(|header| header.split(';').next())
-            .unwrap_or_default()
-            .trim()
+        super::router::media_type(self.headers)
     }
 }

@@ -12,6 +12,7 @@ pub(crate) fn review(
     user: &User,
     group: &str,
     rest: &[&str],
+    media: &str,
     body: &[u8],
 ) -> Option<Result<Answer, ApiError>> {
     let kind = match (group, rest) {
@@ -24,7 +25,10 @@ pub(crate) fn review(
         }
         _ => return None,
     };
-    Some(codec::yaml(body).map(|review| write::reply_json(201, decide(api, user, group, kind, &review))))
+    Some(
+        codec::body(media, body)
+            .map(|review| write::reply_json(201, decide(api, user, group, kind, &review))),
+    )
 }
 
 fn decide(api: &Api, user: &User, group: &str, kind: &str, review: &Value) -> Value {

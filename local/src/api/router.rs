@@ -111,7 +111,8 @@ pub(crate) async fn route(
         ["api", version, rest @ ..] => find(&registry, "", version, rest),
         ["apis", group, inner @ ..] => {
             if parts.method == Method::POST
-                && let Some(answer) = reviews::review(api, user, group, inner, &body)
+                && let Some(answer) =
+                    reviews::review(api, user, group, inner, media_type(&parts.headers), &body)
             {
                 return response(answer);
             }
@@ -138,6 +139,15 @@ pub(crate) async fn route(
         body,
     };
     response(dispatch(&request).await)
+}
+
+/// The media type of a body, without parameters.
+pub(crate) fn media_type(headers: &http::HeaderMap) -> &str {
+    let media = headers.get(header::CONTENT_TYPE).and_then(|it| it.to_str().ok());
+    media
+        .and_then(|media| media.split(';').next())
+        .unwrap_or_default()
+        .trim()
 }
 
 /// Paths that are not resources.

@@ -112,7 +112,11 @@ fn take_token(request: &mut http::Request<Incoming>) -> Option<String> {
     let rest = path.strip_prefix(PREFIX)?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (token, rest) = (rest[..end].to_owned(), &rest[end..]);
-    let rest = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
+    let rest = if rest.starts_with('/') {
+        rest.to_owned()
+    } else {
+        format!("/{rest}")
+    };
     let mut parts = request.uri().clone().into_parts();
     parts.path_and_query = Some(rest.parse().ok()?);
     *request.uri_mut() = http::Uri::from_parts(parts).ok()?;
