@@ -137,12 +137,10 @@ impl<A: Activators> Capture<A> {
                 keys = marked.take() => keys.into_iter().for_each(|key| schedule.mark(key)),
                 keys = acked.take() => keys.into_iter().for_each(|key| schedule.mark(key)),
                 keys = self.again.take() => keys.into_iter().for_each(|key| schedule.mark(key)),
-                changed = live.changed() => {
-                    if changed.is_err() { break }
+                Ok(()) = live.changed() => {
                     self.index.relevant().into_iter().for_each(|key| schedule.mark(key));
                 }
-                changed = release_all.changed() => {
-                    if changed.is_err() { break }
+                Ok(()) = release_all.changed() => {
                     self.index.relevant().into_iter().for_each(|key| schedule.mark(key));
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
