@@ -42,6 +42,8 @@ impl Scaler {
     pub(super) fn write(self: &Arc<Self>, unit: &mut Unit, outcome: &Outcome, oldest_held: Option<Instant>) {
         let (from, to) = (unit.replicas.unwrap_or(0), outcome.replicas);
         unit.write(to);
+        // The sentence stands from the decision on: the cluster may show the new replicas before the write has answered.
+        unit.why.clone_from(&outcome.why);
         let this = Arc::clone(self);
         let (key, workload) = (unit.key.clone(), unit.workload.clone());
         let change = Change {
@@ -96,7 +98,6 @@ impl Scaler {
         match result {
             Ok(()) => {
                 unit.wrote(*to, Instant::now());
-                unit.why.clone_from(why);
                 if let Some(signal) = signal {
                     unit.signal_ms = Some((signal.as_secs_f64() * 1e6).round() / 1e3);
                 }
@@ -112,6 +113,7 @@ impl Scaler {
                 unit.not_written(Instant::now());
                 if !matches!(error, Error::NotLeader(_)) {
                     let note = format!("{workload} could not be scaled to {to}: {error}");
+                    unit.why.clone_from(&note);
                     self.tell(unit, true, "ScaleFailed", "Scale", note);
                 }
             }

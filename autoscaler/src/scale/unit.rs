@@ -258,7 +258,8 @@ impl Unit {
         for wake in wakes {
             let mut wake = wake.clone();
             wake.pool.clone_from(&self.key.pool);
-            wake.signal_ms = wake.signal_ms.or_else(|| self.signal_ms.take());
+            // The activator only knows when it was acknowledged; we know when the request to scale was sent.
+            wake.signal_ms = self.signal_ms.take().or(wake.signal_ms);
             self.wakes.push_front(wake);
         }
         self.wakes.truncate(RouteStatus::KEPT_WAKES);
