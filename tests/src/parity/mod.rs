@@ -2,6 +2,7 @@
 //!
 //! Each case takes a client and a namespace of its own, asserts what kube-apiserver 1.35 does, and never waits for a
 //! controller: on a real cluster those run, on the bare embedded API they do not, and neither may matter.
+//! Give it a client without retries (`Config::default_retry = false`): some cases are after a refusal.
 
 mod apply;
 mod crds;
