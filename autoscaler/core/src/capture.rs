@@ -330,18 +330,27 @@ impl State {
             _ => &empty,
         };
         // Each for itself: one that is listed only now does not inherit the time of one that has just died.
-        self.listed.retain(|name, _| names.contains(name) && facts.listening.contains(name));
+        self.listed
+            .retain(|name, _| names.contains(name) && facts.listening.contains(name));
         for name in names.intersection(&facts.listening) {
             self.listed.entry(name.clone()).or_insert(now);
         }
         hold(&mut self.emptied, facts.key && facts.builtin_ready == 0, now);
         hold(&mut self.unserved, facts.listening.is_empty(), now);
         hold(&mut self.filled, !facts.key && facts.builtin_ready > 0, now);
-        hold(&mut self.withdrawn, !facts.key && facts.slice == SliceFact::None, now);
+        hold(
+            &mut self.withdrawn,
+            !facts.key && facts.slice == SliceFact::None,
+            now,
+        );
         let wanted = facts.wanted == Wanted::Captured;
         if self.taken.had && !facts.key && wanted {
             let taken = &mut self.taken;
-            taken.times = if taken.shown(now) { taken.times.saturating_add(1) } else { 1 };
+            taken.times = if taken.shown(now) {
+                taken.times.saturating_add(1)
+            } else {
+                1
+            };
             taken.last = Some(now);
             taken.manager.clone_from(&facts.selector_manager);
         }
@@ -398,7 +407,11 @@ pub fn step(now: Time, waits: &Waits, state: &State, facts: &Facts) -> Step {
     let (stage, kind, message) = match &facts.wanted {
         _ if !facts.service => {
             look.state = State::default();
-            (Stage::Outside, ConditionKind::Releasing, "The Service is gone.".to_owned())
+            (
+                Stage::Outside,
+                ConditionKind::Releasing,
+                "The Service is gone.".to_owned(),
+            )
         }
         Wanted::Captured => look.inward(),
         Wanted::Released { why } => look.outward(why, false),
@@ -442,7 +455,10 @@ fn may_sleep(stage: Stage, facts: &Facts, message: &str) -> Result<(), String> {
 /// through activators is not seen, and must not be taken for none.
 fn at_least(stage: Stage, facts: &Facts) -> Option<(u32, String)> {
     match stage {
-        Stage::Releasing => Some((facts.original.max(1), "the Service is being given back".to_owned())),
+        Stage::Releasing => Some((
+            facts.original.max(1),
+            "the Service is being given back".to_owned(),
+        )),
         Stage::Preparing | Stage::Proving | Stage::Closing if facts.pods_ready > 0 => {
             let unseen = !facts.key || facts.builtin_ready > 0;
             let why = "some of its traffic does not pass through the activators yet";
@@ -555,7 +571,11 @@ impl Look<'_> {
             if facts.builtin_ready > 0 && facts.slice != SliceFact::None {
                 self.act(Action::RemoveSlice);
             }
-            return (Stage::Preparing, kind, "No activator listens for the Route.".to_owned());
+            return (
+                Stage::Preparing,
+                kind,
+                "No activator listens for the Route.".to_owned(),
+            );
         }
         if facts.pods_ready > 0 && facts.slice != (SliceFact::Pods { current: true }) {
             self.act(Action::PublishPods);
@@ -579,11 +599,16 @@ impl Look<'_> {
             let taken = &self.state.taken;
             let manager = taken.manager.as_deref().unwrap_or("Somebody");
             let (times, wait) = (taken.times, Span(at.since(self.now)));
-            let message = format!("{manager} took the selector key away, {times} times lately; it goes back in {wait}.");
+            let message = format!(
+                "{manager} took the selector key away, {times} times lately; it goes back in {wait}."
+            );
             return capturing(Stage::Closing, message);
         }
         self.act(Action::AddKey);
-        capturing(Stage::Closing, "A self-probe landed on an activator; the selector key goes in.")
+        capturing(
+            Stage::Closing,
+            "A self-probe landed on an activator; the selector key goes in.",
+        )
     }
 
     /// The key is in: it is captured once a self-probe has landed with the built-in slices empty.
@@ -607,7 +632,11 @@ impl Look<'_> {
     fn probe(&mut self) -> Option<Standing> {
         let probe = &self.state.probe;
         let (id, ordered, misses) = (probe.id, probe.ordered, probe.misses);
-        let outcome = self.facts.probed.as_ref().filter(|(of, _)| *of == id && ordered.is_some());
+        let outcome = self
+            .facts
+            .probed
+            .as_ref()
+            .filter(|(of, _)| *of == id && ordered.is_some());
         match outcome {
             Some((_, Ok(()))) => {
                 self.state.probe = Probe {
@@ -674,8 +703,12 @@ impl Look<'_> {
             self.act(Action::RemovePrivateServices);
         }
         match (facts.route, refused) {
-            (RouteFact::Missing | RouteFact::Outdated | RouteFact::Current, true) => self.act(Action::EmptyRoute),
-            (RouteFact::Outdated | RouteFact::Current | RouteFact::Empty, false) => self.act(Action::RemoveRoute),
+            (RouteFact::Missing | RouteFact::Outdated | RouteFact::Current, true) => {
+                self.act(Action::EmptyRoute)
+            }
+            (RouteFact::Outdated | RouteFact::Current | RouteFact::Empty, false) => {
+                self.act(Action::RemoveRoute)
+            }
             (RouteFact::Empty, true) | (RouteFact::Missing, false) => {}
         }
         self.state.releasing = None;
@@ -694,7 +727,9 @@ impl Look<'_> {
                 || self.stood(since, self.waits.patience);
             if !ready {
                 let ready = facts.pods_ready;
-                return Some(format!("Pods have to be ready before traffic goes to them, {ready} of {wanted} are"));
+                return Some(format!(
+                    "Pods have to be ready before traffic goes to them, {ready} of {wanted} are"
+                ));
             }
             self.act(Action::RemoveKey);
             return Some("The selector key goes out".to_owned());
@@ -718,7 +753,10 @@ impl Look<'_> {
             if facts.in_flight > 0 && !self.stood(self.state.withdrawn, patience) {
                 let again = self.now + DRAIN_LOOK;
                 self.wake(again);
-                return Some(format!("{} requests through the activators have to end", facts.in_flight));
+                return Some(format!(
+                    "{} requests through the activators have to end",
+                    facts.in_flight
+                ));
             }
         }
         None

@@ -178,8 +178,8 @@ impl Knative {
 struct Wanted {
     pods: u32,
     cause: Cause,
+    /// When it falls to how many.
     plan: Option<(Time, u32)>,
-    wake_at: Option<Time>,
 }
 
 impl Pool {
@@ -237,8 +237,9 @@ impl Pool {
     pub fn step(&mut self, now: Time, facts: &Facts) -> Step {
         self.take_in(now, facts);
         let wanted = self.wanted(now, facts);
-        let mut wake_at = wanted.wake_at;
-        let mut plan = wanted.plan.map(|(at, to)| {
+        let shrink = wanted.plan.filter(|(_, to)| (1..facts.replicas).contains(to));
+        let mut wake_at = shrink.map(|(at, _)| at);
+        let mut plan = shrink.map(|(at, to)| {
             (
                 at,
                 Plan::Shrink {
@@ -337,10 +338,13 @@ impl Pool {
             pods,
             cause,
             plan: None,
-            wake_at: None,
         };
         if facts.replicas == 0 {
-            let first = self.first();
+            let first = if facts.scaled_by.is_some() {
+                1
+            } else {
+                self.first()
+            };
             let held = self.sample.held;
             return match facts.command {
                 _ if held > 0 => still(first, Cause::FirstRequest { held }),
@@ -370,8 +374,7 @@ impl Pool {
                 Wanted {
                     pods: sizing.pods,
                     cause: why(&sizing, facts.replicas),
-                    plan: sizing.falls,
-                    wake_at: sizing.falls.map(|(at, _)| at),
+                    plan: sizing.falls.map(|(at, to)| (at, to.max(1))),
                 }
             }
             Sizer::Kpa(knative) => knative.wanted(now, policy, sample, facts, numbers),
@@ -470,7 +473,7 @@ impl Pool {
     fn bound(&self, to: u32, cause: Cause, facts: &Facts) -> (u32, Cause) {
         let knobs = self.policy.knobs();
         let (mut to, mut cause) = (to, cause);
-        if facts.scaled_by.is_none() || to < 2 {
+        if facts.scaled_by.is_none() || facts.replicas == 0 || to < 2 {
             if self.initial && to < knobs.initial_scale {
                 to = knobs.initial_scale;
                 cause = Cause::Initial { initial: to };
@@ -484,7 +487,10 @@ impl Pool {
                 cause = Cause::Maximum { max: to, wanted };
             }
         }
-        if let Some((replicas, why)) = facts.at_least.as_ref().filter(|(replicas, _)| to < *replicas) {
+        let asked = facts.at_least.as_ref();
+        // Also told when it is what holds them, rather than what raises them.
+        let holds = |replicas: u32| to < replicas || (to == replicas && cause == Cause::Steady && to > 0);
+        if let Some((replicas, why)) = asked.filter(|(replicas, _)| holds(*replicas)) {
             to = *replicas;
             let (replicas, why) = (*replicas, why.clone());
             cause = Cause::AtLeast { replicas, why };
@@ -617,7 +623,6 @@ impl Knative {
             pods,
             cause,
             plan: None,
-            wake_at: None,
         }
     }
 }

@@ -271,7 +271,13 @@ fn slow_boots_do_not_make_a_crowd() {
 
 #[test]
 fn bursts_wait_less_and_cost_a_fifth() {
-    let rate = |second: f64| if (second / 20.0).floor() % 2.0 == 0.0 { 5.0 } else { 80.0 };
+    let rate = |second: f64| {
+        if (second / 20.0).floor() % 2.0 == 0.0 {
+            5.0
+        } else {
+            80.0
+        }
+    };
     let scenario = Scenario {
         name: "bursts 5/80",
         limit: 4,

@@ -11,7 +11,10 @@ fn names(names: &[&str]) -> BTreeSet<String> {
 }
 
 fn listed(activators: &[&str]) -> SliceFact {
-    SliceFact::Activators { names: names(activators), current: true }
+    SliceFact::Activators {
+        names: names(activators),
+        current: true,
+    }
 }
 
 /// Opted in, nothing of ours there yet, one pod, one activator that does not listen yet.
@@ -63,12 +66,18 @@ struct Run {
 impl Run {
     fn new(facts: &Facts) -> Self {
         let last = step(at(0), &Waits::default(), &State::default(), facts);
-        Self { state: last.state.clone(), last }
+        Self {
+            state: last.state.clone(),
+            last,
+        }
     }
 
     fn inherited(facts: &Facts) -> Self {
         let last = step(at(0), &Waits::default(), &State::inherited(facts), facts);
-        Self { state: last.state.clone(), last }
+        Self {
+            state: last.state.clone(),
+            last,
+        }
     }
 
     fn step(&mut self, millis: u64, facts: &Facts) -> &Step {
@@ -89,13 +98,27 @@ impl Run {
 fn the_way_in_takes_its_steps_in_order() {
     let mut facts = fresh();
     let mut run = Run::new(&facts);
-    assert_eq!(run.last.actions, [Action::RecordOriginal, Action::EnsurePrivateServices, Action::EnsureRoute]);
+    assert_eq!(
+        run.last.actions,
+        [
+            Action::RecordOriginal,
+            Action::EnsurePrivateServices,
+            Action::EnsureRoute
+        ]
+    );
     assert_eq!(run.last.stage, Stage::Preparing);
-    assert_eq!(run.last.at_least.as_ref().map(|(replicas, _)| *replicas), Some(1), "its traffic is not seen");
+    assert_eq!(
+        run.last.at_least.as_ref().map(|(replicas, _)| *replicas),
+        Some(1),
+        "its traffic is not seen"
+    );
     (facts.private_services, facts.original_recorded, facts.route) = (true, true, RouteFact::Current);
     assert_eq!(run.step(100, &facts).actions, [], "nobody listens yet");
     facts.listening = names(&["a"]);
-    assert_eq!(run.step(200, &facts).actions, [Action::PublishActivators(names(&["a"]))]);
+    assert_eq!(
+        run.step(200, &facts).actions,
+        [Action::PublishActivators(names(&["a"]))]
+    );
     facts.slice = listed(&["a"]);
     assert_eq!(run.step(300, &facts).actions, []);
     assert_eq!(run.last.wake_at, Some(at(2300)), "it settles");
@@ -103,15 +126,26 @@ fn the_way_in_takes_its_steps_in_order() {
     facts.probed = Some((run.probe(), Ok(())));
     assert_eq!(run.step(2400, &facts).actions, [Action::AddKey]);
     facts.key = true;
-    assert_eq!(run.step(2500, &facts).actions, [], "built-in endpoints have to go");
+    assert_eq!(
+        run.step(2500, &facts).actions,
+        [],
+        "built-in endpoints have to go"
+    );
     facts.builtin_ready = 0;
     assert_eq!(run.step(2600, &facts).actions, []);
-    assert_eq!(run.step(4500, &facts).actions, [], "the first probe's answer does not prove the second");
+    assert_eq!(
+        run.step(4500, &facts).actions,
+        [],
+        "the first probe's answer does not prove the second"
+    );
     assert!(run.last.may_sleep.is_err());
     run.step(4600, &facts);
     facts.probed = Some((run.probe(), Ok(())));
     let done = run.step(4700, &facts);
-    assert_eq!((done.stage, &done.actions, &done.may_sleep), (Stage::Captured, &Vec::new(), &Ok(())));
+    assert_eq!(
+        (done.stage, &done.actions, &done.may_sleep),
+        (Stage::Captured, &Vec::new(), &Ok(()))
+    );
     assert_eq!(done.condition.kind, ConditionKind::Probed);
     assert_eq!(done.wake_at, None, "a captured Service at rest has no timer");
 }
@@ -119,17 +153,34 @@ fn the_way_in_takes_its_steps_in_order() {
 #[test]
 fn the_way_out_takes_its_steps_in_order() {
     let why = "the annotation was removed".to_owned();
-    let mut facts = Facts { wanted: Wanted::Released { why }, pods_ready: 0, original: 2, in_flight: 3, ..closed() };
+    let mut facts = Facts {
+        wanted: Wanted::Released { why },
+        pods_ready: 0,
+        original: 2,
+        in_flight: 3,
+        ..closed()
+    };
     let mut run = Run::new(&facts);
     assert_eq!(run.last.actions, [], "pods first");
     assert_eq!(run.last.at_least.as_ref().map(|(replicas, _)| *replicas), Some(2));
-    assert!(run.last.condition.message.contains("0 of 2 are: the annotation was removed"), "{:?}", run.last.condition);
+    assert!(
+        run.last
+            .condition
+            .message
+            .contains("0 of 2 are: the annotation was removed"),
+        "{:?}",
+        run.last.condition
+    );
     facts.pods_ready = 1;
     assert_eq!(run.step(5_000, &facts).actions, [], "all of them, for a while");
     facts.pods_ready = 2;
     assert_eq!(run.step(6_000, &facts).actions, [Action::RemoveKey]);
     facts.key = false;
-    assert_eq!(run.step(6_100, &facts).actions, [], "built-in endpoints are not there yet");
+    assert_eq!(
+        run.step(6_100, &facts).actions,
+        [],
+        "built-in endpoints are not there yet"
+    );
     facts.builtin_ready = 2;
     assert_eq!(run.step(6_200, &facts).actions, []);
     assert_eq!(run.step(8_200, &facts).actions, [Action::RemoveSlice]);
@@ -138,16 +189,33 @@ fn the_way_out_takes_its_steps_in_order() {
     assert_eq!(run.step(10_300, &facts).actions, [], "requests are in flight");
     facts.in_flight = 0;
     let done = run.step(11_300, &facts);
-    assert_eq!(done.actions, [Action::ForgetOriginal, Action::RemovePrivateServices, Action::RemoveRoute]);
+    assert_eq!(
+        done.actions,
+        [
+            Action::ForgetOriginal,
+            Action::RemovePrivateServices,
+            Action::RemoveRoute
+        ]
+    );
     assert_eq!((done.stage, done.at_least.as_ref()), (Stage::Outside, None));
-    let gone = Facts { route: RouteFact::Missing, any_original: false, any_private_service: false, ..facts };
+    let gone = Facts {
+        route: RouteFact::Missing,
+        any_original: false,
+        any_private_service: false,
+        ..facts
+    };
     assert_eq!(run.step(11_400, &gone).actions, []);
 }
 
 #[test]
 fn release_goes_on_without_pods_that_never_become_ready_and_requests_that_never_end() {
     let why = "opted out".to_owned();
-    let mut facts = Facts { wanted: Wanted::Released { why }, pods_ready: 0, in_flight: 1, ..closed() };
+    let mut facts = Facts {
+        wanted: Wanted::Released { why },
+        pods_ready: 0,
+        in_flight: 1,
+        ..closed()
+    };
     let mut run = Run::new(&facts);
     assert_eq!(run.step(299_999, &facts).actions, []);
     assert_eq!(run.step(300_000, &facts).actions, [Action::RemoveKey]);
@@ -162,11 +230,17 @@ fn release_goes_on_without_pods_that_never_become_ready_and_requests_that_never_
 #[test]
 fn a_refused_service_ends_with_an_empty_route() {
     let why = "the Service is headless".to_owned();
-    let facts = Facts { wanted: Wanted::Refused { why }, ..fresh() };
+    let facts = Facts {
+        wanted: Wanted::Refused { why },
+        ..fresh()
+    };
     let mut run = Run::new(&facts);
     assert_eq!(run.last.actions, [Action::EmptyRoute]);
     assert_eq!(run.last.condition.kind, ConditionKind::Refused);
-    let empty = Facts { route: RouteFact::Empty, ..facts };
+    let empty = Facts {
+        route: RouteFact::Empty,
+        ..facts
+    };
     assert_eq!(run.step(100, &empty).actions, []);
 }
 
@@ -194,10 +268,16 @@ fn a_key_that_is_taken_away_goes_back_later_each_time_and_its_taker_is_named() {
         run.step(now + wait + 100, &facts);
     }
     let calm = now + 4_000 + 600_000;
-    assert!(run.step(calm, &facts).selector_conflict.is_none(), "ten calm minutes");
+    assert!(
+        run.step(calm, &facts).selector_conflict.is_none(),
+        "ten calm minutes"
+    );
     facts.key = false;
     let again = run.step(calm + 1_000, &facts);
-    assert_eq!(again.selector_conflict.as_ref().map(|conflict| conflict.times), Some(1));
+    assert_eq!(
+        again.selector_conflict.as_ref().map(|conflict| conflict.times),
+        Some(1)
+    );
 }
 
 #[test]
@@ -205,31 +285,63 @@ fn without_activators_the_pods_are_published_and_with_one_it_goes_back() {
     let mut facts = closed();
     let mut run = Run::inherited(&facts);
     (facts.live, facts.listening) = (names(&[]), names(&[]));
-    assert_eq!(run.step(1_000, &facts).actions, [], "for a moment everything stays");
+    assert_eq!(
+        run.step(1_000, &facts).actions,
+        [],
+        "for a moment everything stays"
+    );
     assert_eq!(run.step(1_700, &facts).actions, [Action::PublishPods]);
     assert_eq!(run.last.stage, Stage::FailOpen);
     assert!(run.last.may_sleep.is_err());
     facts.slice = SliceFact::Pods { current: true };
     assert_eq!(run.step(1_800, &facts).actions, []);
     facts.slice = SliceFact::Pods { current: false };
-    assert_eq!(run.step(1_900, &facts).actions, [Action::PublishPods], "pods have changed");
+    assert_eq!(
+        run.step(1_900, &facts).actions,
+        [Action::PublishPods],
+        "pods have changed"
+    );
     (facts.live, facts.listening) = (names(&["b"]), names(&["b"]));
-    assert_eq!(run.step(2_000, &facts).actions, [Action::PublishActivators(names(&["b"]))]);
+    assert_eq!(
+        run.step(2_000, &facts).actions,
+        [Action::PublishActivators(names(&["b"]))]
+    );
     assert_eq!(run.last.stage, Stage::Captured);
 }
 
 #[test]
 fn without_activators_and_pods_and_before_all_could_report_nothing_changes() {
-    let silent = Facts { live: names(&[]), listening: names(&[]), ..closed() };
-    for facts in [Facts { pods_ready: 0, ..silent.clone() }, Facts { complete: false, ..silent }] {
+    let silent = Facts {
+        live: names(&[]),
+        listening: names(&[]),
+        ..closed()
+    };
+    for facts in [
+        Facts {
+            pods_ready: 0,
+            ..silent.clone()
+        },
+        Facts {
+            complete: false,
+            ..silent
+        },
+    ] {
         let mut run = Run::inherited(&facts);
-        assert_eq!(run.step(10_000, &facts).actions, [], "an empty list is no better than this one: {facts:?}");
+        assert_eq!(
+            run.step(10_000, &facts).actions,
+            [],
+            "an empty list is no better than this one: {facts:?}"
+        );
     }
 }
 
 #[test]
 fn a_probe_that_misses_is_told_and_tried_again_later_each_time() {
-    let mut facts = Facts { key: false, builtin_ready: 1, ..closed() };
+    let mut facts = Facts {
+        key: false,
+        builtin_ready: 1,
+        ..closed()
+    };
     let mut run = Run::new(&facts);
     let mut now = 2_000;
     for wait in [500, 1_000, 2_000] {
@@ -251,6 +363,17 @@ fn a_probe_that_misses_is_told_and_tried_again_later_each_time() {
 
 #[test]
 fn a_service_that_is_gone_needs_nothing() {
-    let step = step(at(0), &Waits::default(), &State::default(), &Facts { service: false, ..closed() });
-    assert_eq!((step.actions, step.stage, step.wake_at), (Vec::new(), Stage::Outside, None));
+    let step = step(
+        at(0),
+        &Waits::default(),
+        &State::default(),
+        &Facts {
+            service: false,
+            ..closed()
+        },
+    );
+    assert_eq!(
+        (step.actions, step.stage, step.wake_at),
+        (Vec::new(), Stage::Outside, None)
+    );
 }

@@ -96,20 +96,27 @@ impl World {
     }
 
     fn live(&self) -> BTreeSet<String> {
-        let live = self.activators.iter().enumerate().filter(|(_, (alive, _))| *alive);
+        let live = self
+            .activators
+            .iter()
+            .enumerate()
+            .filter(|(_, (alive, _))| *alive);
         live.map(|(index, _)| format!("a{index}")).collect()
     }
 
     fn listening(&self) -> BTreeSet<String> {
         let all = self.activators.iter().enumerate();
-        let listening = all.filter(|(_, (alive, generation))| *alive && generation.is_some() && *generation == self.route);
+        let listening = all
+            .filter(|(_, (alive, generation))| *alive && generation.is_some() && *generation == self.route);
         listening.map(|(index, _)| format!("a{index}")).collect()
     }
 
     fn facts(&self) -> Facts {
         let wanted = match self.opted_in {
             true => Wanted::Captured,
-            false => Wanted::Released { why: "opted out".to_owned() },
+            false => Wanted::Released {
+                why: "opted out".to_owned(),
+            },
         };
         Facts {
             wanted,
@@ -129,10 +136,13 @@ impl World {
             listening: self.listening(),
             slice: match &self.slice {
                 Listed::Nothing => SliceFact::None,
-                Listed::Activators(names, generation) => {
-                    SliceFact::Activators { names: names.clone(), current: Some(*generation) == self.route }
-                }
-                Listed::Pods(pods) => SliceFact::Pods { current: *pods == self.pods },
+                Listed::Activators(names, generation) => SliceFact::Activators {
+                    names: names.clone(),
+                    current: Some(*generation) == self.route,
+                },
+                Listed::Pods(pods) => SliceFact::Pods {
+                    current: *pods == self.pods,
+                },
             },
             builtin_ready: self.builtin,
             key: self.key,
@@ -187,11 +197,22 @@ impl World {
         }
         if let Some((id, due)) = self.probe.filter(|(_, due)| *due <= self.now) {
             let _ = due;
-            let lands = !self.misses && matches!(&self.slice, Listed::Activators(..)) && !self.listening().is_empty();
-            self.probed = Some((id, if lands { Ok(()) } else { Err("it landed on a pod".to_owned()) }));
+            let lands =
+                !self.misses && matches!(&self.slice, Listed::Activators(..)) && !self.listening().is_empty();
+            self.probed = Some((
+                id,
+                if lands {
+                    Ok(())
+                } else {
+                    Err("it landed on a pod".to_owned())
+                },
+            ));
             self.probe = None;
         }
-        self.tables.push_back(Table { slice: self.slice.clone(), builtin: self.builtin });
+        self.tables.push_back(Table {
+            slice: self.slice.clone(),
+            builtin: self.builtin,
+        });
         if self.tables.len() > TABLE_LAG {
             self.tables.pop_front();
         }
@@ -217,7 +238,12 @@ impl World {
         let step = step(at(self.now), &Waits::default(), &self.state, &facts);
         self.state = step.state.clone();
         self.may_sleep = step.may_sleep.is_ok();
-        if step.at_least.as_ref().is_some_and(|(least, _)| self.pods < *least) && self.boot == 0 {
+        if step
+            .at_least
+            .as_ref()
+            .is_some_and(|(least, _)| self.pods < *least)
+            && self.boot == 0
+        {
             self.boot = 10;
         }
         let now = self.now;
@@ -228,7 +254,10 @@ impl World {
                 Action::EnsureRoute => self.route = Some(self.generation),
                 Action::RecordOriginal => self.original = true,
                 Action::PublishActivators(names) => {
-                    prop_assert!(!names.is_empty() && names.is_subset(&self.listening()), "{names:?}");
+                    prop_assert!(
+                        !names.is_empty() && names.is_subset(&self.listening()),
+                        "{names:?}"
+                    );
                     let route = self.route.unwrap_or(0);
                     self.set_slice(Listed::Activators(names, route));
                 }
@@ -240,7 +269,10 @@ impl World {
                 Action::AddKey => {
                     let listening = self.listening();
                     let serves = |(name, since): (&String, &u64)| listening.contains(name) && stood(*since);
-                    prop_assert!(self.listed.iter().any(serves), "the key goes in before our slice has stood");
+                    prop_assert!(
+                        self.listed.iter().any(serves),
+                        "the key goes in before our slice has stood"
+                    );
                     self.key = true;
                 }
                 Action::RemoveKey => {
@@ -250,12 +282,18 @@ impl World {
                 Action::RemoveSlice => {
                     prop_assert!(self.builtin > 0 && !self.key);
                     let dead = self.listening().is_empty();
-                    prop_assert!(dead || stood(self.builtin_since), "our slice goes before the built-in ones have stood");
+                    prop_assert!(
+                        dead || stood(self.builtin_since),
+                        "our slice goes before the built-in ones have stood"
+                    );
                     self.set_slice(Listed::Nothing);
                 }
                 Action::EmptyRoute | Action::RemoveRoute => {
                     prop_assert!(self.slice == Listed::Nothing && !self.key);
-                    prop_assert!(stood(self.slice_since), "listeners go before nodes have forgotten them");
+                    prop_assert!(
+                        stood(self.slice_since),
+                        "listeners go before nodes have forgotten them"
+                    );
                     self.route = None;
                 }
                 Action::RemovePrivateServices => self.private = false,
