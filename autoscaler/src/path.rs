@@ -236,7 +236,8 @@ impl<A: Activators> Capture<A> {
                 wake = Some(wake.map_or(at, |other| other.min(at)));
             }
         }
-        let over = !seen.wanted && step.stage == Stage::Outside && step.actions.is_empty();
+        // The last of it is gone with this look: nothing would mark this Service again.
+        let over = !seen.wanted && step.stage == Stage::Outside && unit.failures == 0;
         if over && seen.refusal.is_none() && seen.route.is_none() {
             self.registry.set(key, None);
             self.free_ports(key, &[]);

@@ -296,7 +296,8 @@ impl<A: Activators> Capture<A> {
         };
         let workload = seen.workload.as_deref();
         let noted = workload.and_then(|workload| workload.original_replicas);
-        let ready = workload.map_or(0, |workload| workload.ready_replicas);
+        // Pods of a workload that is being scaled down are ready still, and about to go.
+        let ready = workload.map_or(0, |workload| workload.ready_replicas.min(workload.replicas));
         let listed: usize = seen.pods.iter().map(|slice| slice.endpoints.len()).sum();
         let listed = u32::try_from(listed).unwrap_or(u32::MAX);
         let (wanted, last) = (seen.wanted, !seen.shared);
