@@ -214,7 +214,10 @@ where
                 .collect();
             for key in absent {
                 if let Some(old) = state.objects.remove(&key) {
-                    state.forget(old.meta().uid.as_deref().unwrap_or_default());
+                    // An empty list does not say when it was read: what it lacks may be new, and come with the watch.
+                    if read_at > 0 {
+                        state.forget(old.meta().uid.as_deref().unwrap_or_default());
+                    }
                     changes.push((Some(old), None));
                 }
             }
@@ -314,6 +317,17 @@ mod tests {
         informer.observe(object("b", "2", 9));
         informer.take(watcher::Event::InitDone);
         assert_eq!(names(&informer), ["a", "b"]);
+    }
+
+    #[test]
+    fn what_an_empty_list_took_away_may_come_back_with_the_watch() {
+        let informer = Informer::new();
+        informer.observe(object("a", "1", 5));
+        informer.take(watcher::Event::Init);
+        informer.take(watcher::Event::InitDone);
+        assert!(names(&informer).is_empty());
+        informer.take(watcher::Event::Apply(object("a", "1", 5)));
+        assert_eq!(names(&informer), ["a"]);
     }
 
     #[test]

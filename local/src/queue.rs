@@ -79,6 +79,10 @@ impl Queue {
                 if let Some(key) = inner.ready.pop_front() {
                     inner.queued.remove(&key);
                     inner.running.insert(key.clone());
+                    // Two additions at once leave one permit: the next worker is woken by this one.
+                    if !inner.ready.is_empty() {
+                        self.added.notify_one();
+                    }
                     return key;
                 }
                 inner.delayed.peek().map(|Reverse((at, _))| *at)
