@@ -6,7 +6,6 @@
 //! has no timer. Only a leader looks; a new one continues from what the cluster shows.
 
 mod gather;
-mod machine;
 mod perform;
 mod schedule;
 mod show;
@@ -20,7 +19,7 @@ use std::time::Duration;
 use crds::Settings;
 use crds::report::PoolKey;
 use dormouse_core::Time;
-use dormouse_core::capture::{Stage, Waits};
+use dormouse_core::capture::{self, Stage, State, Waits};
 use dormouse_core::ports::{Held, Ports};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -106,9 +105,8 @@ pub(crate) struct Capture<A> {
 /// What is remembered of one Service from look to look.
 #[derive(Default)]
 struct Unit {
-    machine: machine::Memory,
-    /// Whether an earlier leader's proof was looked for.
-    inherited: bool,
+    /// What the state machine remembers; `None` before the first look.
+    state: Option<State>,
     /// uid of the Service that it is about.
     uid: String,
     /// The last good settings.
@@ -215,10 +213,12 @@ impl<A: Activators> Capture<A> {
         let Some(seen) = self.gather(key, &mut unit, now).await else {
             return self.gone(key, unit).await;
         };
-        if !std::mem::replace(&mut unit.inherited, true) && seen.was_captured() {
-            unit.machine.inherit(&seen.facts);
-        }
-        let step = machine::step(now, &self.waits, &mut unit.machine, &seen.facts);
+        let state = unit.state.take().unwrap_or_else(|| match seen.was_captured() {
+            true => State::inherited(&seen.facts),
+            false => State::default(),
+        });
+        let step = capture::step(now, &self.waits, &state, &seen.facts);
+        unit.state = Some(step.state.clone());
         let wake_at = gather::earliest(step.wake_at, seen.wake_at);
         self.publish(key, &mut unit, &seen, &step);
         let done = self.carry_out(key, &mut unit, &seen, &step).await;

@@ -27,11 +27,6 @@ impl<A: Activators> Capture<A> {
         seen: &Seen,
         step: &Step,
     ) -> Result<(), Error> {
-        // While activators carry traffic on the way out, their slice has to stay true.
-        let stale = matches!(seen.facts.slice, SliceFact::Activators { current: false, .. });
-        if !seen.wanted && seen.facts.key && stale && !seen.facts.listening.is_empty() {
-            self.list(&seen.ours.activators, &seen.activators).await?;
-        }
         if seen.service.we_own_selector {
             // Left behind by a write that was cut short.
             self.cluster.disown_selector(&key.namespace, &key.name).await?;

@@ -126,8 +126,8 @@ async fn another_managers_apply_never_conflicts_and_the_key_it_takes_comes_back(
             "{conflict:?}"
         );
     }
-    // Five minutes of calm, and the condition goes.
-    world.rest(301).await;
+    // Ten minutes of calm, and the condition goes.
+    world.rest(601).await;
     let entry = world.entry("web").expect("it is captured");
     assert!(condition::find(&entry.conditions, condition::SELECTOR_CONFLICT).is_none());
 }
