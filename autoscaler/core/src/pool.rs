@@ -3,125 +3,20 @@
 //! [`Pool::observe`] takes in what activators have counted, [`Pool::step`] decides. Both may be called at any time and any
 //! number of times; a step is due when a report arrives, when a fact changes, and at [`Step::wake_at`].
 
+mod facts;
+mod knative;
+
 use std::time::Duration;
 
+pub use facts::{Command, Facts, Foreign, Phase, Sample, Step};
+
+use self::knative::Knative;
 use crate::adaptive::{self, Adaptive, Pods, Sizing};
 use crate::conflict::Conflict;
 use crate::idle::{self, Activity, Gate, Ladder, Rest, Verdict};
-use crate::kpa::{self, Averages, Decision, Kpa, Observation};
 use crate::reason::{Cause, Plan, Reason};
 use crate::time::earliest;
 use crate::{Algorithm, Policy, Time};
-
-/// What all activators together have counted for one pool. Totals only grow; the caller takes care of instances that come
-/// and go.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Sample {
-    /// Requests that arrived and count as use.
-    pub arrivals: u64,
-    /// Requests that ended.
-    pub completions: u64,
-    /// Integral of requests in flight, in request-seconds.
-    pub in_flight_seconds: f64,
-    /// Integral of requests held, in request-seconds.
-    pub held_seconds: f64,
-    /// Sum of the service times of ended requests, in seconds.
-    pub service_seconds: f64,
-    /// Requests in flight now.
-    pub in_flight: u32,
-    /// Requests held now.
-    pub held: u32,
-    /// How long ago a request that counts was last seen. `None`: never.
-    pub idle: Option<Duration>,
-    /// Some activator that should report does not: the numbers may be too small.
-    pub stale: bool,
-}
-
-/// What the cluster shows of one pool, and what others ask of it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Facts {
-    /// `spec.replicas` of the workload, with our own writes in place of what is late to show.
-    pub replicas: u32,
-    /// Pods that somebody sees answering.
-    pub ready: u32,
-    /// Ages of pods that were asked for and are not ready yet.
-    pub starting: Vec<Duration>,
-    /// How long pods that have become ready since the last step took to start.
-    pub started: Vec<Duration>,
-    /// Whether it may go to zero; else why not: a sentence.
-    pub may_sleep: Result<(), String>,
-    /// Replicas to keep at least, whatever the bounds say, and why.
-    pub at_least: Option<(u32, String)>,
-    /// `hpa/NAME` of the HorizontalPodAutoscaler that decides beyond the first pod.
-    pub scaled_by: Option<String>,
-    /// What a user asks for, in this step only.
-    pub command: Option<Command>,
-    /// A change of replicas by somebody else since the last step.
-    pub foreign: Option<Foreign>,
-    /// Whether traffic can reach the pool. An unreachable one ignores `min-scale`, retention and scale-down delay.
-    pub reachable: bool,
-}
-
-impl Default for Facts {
-    fn default() -> Self {
-        Self {
-            replicas: 0,
-            ready: 0,
-            starting: Vec::new(),
-            started: Vec::new(),
-            may_sleep: Ok(()),
-            at_least: None,
-            scaled_by: None,
-            command: None,
-            foreign: None,
-            reachable: true,
-        }
-    }
-}
-
-/// What a user asks of a pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Command {
-    /// Have a pod, now.
-    Wake,
-    /// Go to zero, now.
-    Sleep,
-}
-
-/// Somebody else changed the replicas.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Foreign {
-    /// What we had left.
-    pub from: u32,
-    /// The field manager.
-    pub manager: String,
-}
-
-/// Where a pool stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Phase {
-    /// No pods wanted.
-    Asleep,
-    /// Pods wanted, none ready.
-    Waking,
-    /// At least one pod ready.
-    Awake,
-}
-
-/// A decision.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Step {
-    /// What to write. `None`: leave it as it is.
-    pub replicas: Option<u32>,
-    /// Where the pool stands once that is written.
-    pub phase: Phase,
-    /// Why.
-    pub reason: Reason,
-    /// What comes next if nothing happens before.
-    pub next: Option<Plan>,
-    /// When to step again if nothing happens before. `None`: only when something happens.
-    pub wake_at: Option<Time>,
-}
 
 /// The decider of one pool.
 #[derive(Clone, Debug)]
@@ -146,32 +41,6 @@ pub struct Pool {
 enum Sizer {
     Adaptive(Box<Adaptive>),
     Kpa(Box<Knative>),
-}
-
-/// Knative's autoscaler with its averages and its tick.
-#[derive(Clone, Debug)]
-struct Knative {
-    averages: Averages,
-    /// Made at the first decision: it depends on the pods there are then.
-    kpa: Option<Kpa>,
-    decided: Option<Time>,
-    last: (Decision, Observation),
-}
-
-impl Knative {
-    fn new(policy: &Policy) -> Self {
-        let nothing = Observation {
-            stable: 0.0,
-            panic: 0.0,
-            ready: 0,
-        };
-        Self {
-            averages: Averages::new(policy),
-            kpa: None,
-            decided: None,
-            last: (Decision::NoData, nothing),
-        }
-    }
 }
 
 /// How many pods are wanted by traffic, why, and when that may change by itself.
@@ -545,7 +414,7 @@ impl Pool {
         if to == 0 {
             match &mut self.sizer {
                 Sizer::Adaptive(adaptive) => adaptive.slept(),
-                Sizer::Kpa(knative) => (knative.kpa, knative.decided) = (None, None),
+                Sizer::Kpa(knative) => knative.slept(),
             }
         }
         self.activity = match (to, facts.ready, self.activity) {
@@ -568,62 +437,10 @@ impl Pool {
         }
         let tick = match &self.sizer {
             Sizer::Adaptive(_) => self.busy().then(|| now + adaptive::TICK),
-            Sizer::Kpa(knative) => Some(knative.decided.unwrap_or(now) + kpa::TICK),
+            Sizer::Kpa(knative) => Some(knative.tick(now)),
         };
         let tick = tick.filter(|_| facts.scaled_by.is_none());
         earliest(planned, tick).map(|at| at.max(now + Duration::from_millis(1)))
-    }
-}
-
-impl Knative {
-    fn wanted(
-        &mut self,
-        now: Time,
-        policy: &Policy,
-        sample: &Sample,
-        facts: &Facts,
-        numbers: &mut Vec<(&'static str, f64)>,
-    ) -> Wanted {
-        let due = self.decided.is_none_or(|then| now >= then + kpa::TICK);
-        if due {
-            let kpa = self.kpa.get_or_insert_with(|| Kpa::new(now, facts.ready));
-            let observed = self.averages.read(now, policy, facts.ready);
-            let decision = kpa.decide(now, policy, facts.reachable, observed);
-            self.last = (decision, observed.unwrap_or(self.last.1));
-            self.decided = Some(now);
-        }
-        let (decision, Observation { stable, panic, ready }) = self.last;
-        *numbers = vec![
-            ("stable", stable),
-            ("panic", panic),
-            ("ready", f64::from(ready)),
-            ("target", policy.target()),
-        ];
-        let busy = sample.held > 0 || sample.in_flight > 0;
-        let (pods, cause) = match decision {
-            Decision::NoData => (facts.replicas, Cause::NoData),
-            // A request between two ticks holds the last pod, whatever the averages still say.
-            Decision::Scale { pods, panicking, .. } => {
-                let target = policy.target();
-                let cause = Cause::Window {
-                    stable,
-                    panic,
-                    target,
-                    panicking,
-                };
-                (pods.max(u32::from(busy)), cause)
-            }
-        };
-        let cause = if pods == facts.replicas {
-            Cause::Steady
-        } else {
-            cause
-        };
-        Wanted {
-            pods,
-            cause,
-            plan: None,
-        }
     }
 }
 

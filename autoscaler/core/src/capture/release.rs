@@ -1,0 +1,110 @@
+//! The way out: what traffic still depends on goes, one after the other.
+
+use std::time::Duration;
+
+use super::{Action, ConditionKind, Look, Probe, RouteFact, SliceFact, Stage, Standing};
+
+/// How long release waits for all pods when some are ready already.
+const ALL_PODS: Duration = Duration::from_secs(30);
+/// How long release waits for requests in flight through activators.
+const DRAIN: Duration = Duration::from_secs(120);
+/// Requests in flight are looked at this often meanwhile.
+const DRAIN_LOOK: Duration = Duration::from_secs(1);
+
+impl Look<'_> {
+    /// `* => Releasing => Outside`.
+    pub(super) fn outward(&mut self, why: &str, refused: bool) -> Standing {
+        let facts = self.facts;
+        let id = self.state.probe.id;
+        self.state.probe = Probe {
+            id,
+            ..Probe::default()
+        };
+        (self.state.reached, self.state.proven) = (false, false);
+        let since = Some(*self.state.releasing.get_or_insert(self.now));
+        let kind = match refused {
+            true => ConditionKind::Refused,
+            false => ConditionKind::Releasing,
+        };
+        if let Some(message) = self.give_back(since) {
+            return (Stage::Releasing, kind, format!("{message}: {why}."));
+        }
+        if facts.any_original {
+            self.act(Action::ForgetOriginal);
+        }
+        if facts.any_private_service {
+            self.act(Action::RemovePrivateServices);
+        }
+        match (facts.route, refused) {
+            (RouteFact::Missing | RouteFact::Outdated | RouteFact::Current, true) => {
+                self.act(Action::EmptyRoute)
+            }
+            (RouteFact::Outdated | RouteFact::Current | RouteFact::Empty, false) => {
+                self.act(Action::RemoveRoute)
+            }
+            (RouteFact::Empty, true) | (RouteFact::Missing, false) => {}
+        }
+        self.state.releasing = None;
+        (Stage::Outside, kind, why.to_owned())
+    }
+
+    /// What traffic still depends on goes, one after the other. `None`: it depends on nothing of ours.
+    fn give_back(&mut self, since: Option<Time>) -> Option<String> {
+        let facts = self.facts;
+        let served = matches!(facts.route, RouteFact::Outdated | RouteFact::Current);
+        if facts.key {
+            self.keep_true();
+            let wanted = facts.original.max(1);
+            let ready = facts.pods_ready >= wanted
+                || (facts.pods_ready > 0 && self.stood(since, ALL_PODS))
+                || self.stood(since, self.waits.patience);
+            if !ready {
+                let ready = facts.pods_ready;
+                return Some(format!(
+                    "Pods have to be ready before traffic goes to them, {ready} of {wanted} are"
+                ));
+            }
+            self.act(Action::RemoveKey);
+            return Some("The selector key goes out".to_owned());
+        }
+        if facts.slice != SliceFact::None {
+            // Pods that do not become ready must not keep it for ever.
+            let filled = self.settled(self.state.filled);
+            if filled || (facts.builtin_ready == 0 && self.stood(since, self.waits.patience)) {
+                self.act(Action::RemoveSlice);
+            } else {
+                self.keep_true();
+            }
+            return Some("The built-in endpoints have to stand before ours go".to_owned());
+        }
+        if served {
+            let settled = self.settled(self.state.withdrawn);
+            if !settled {
+                return Some("Every node has to know that our endpoints are gone".to_owned());
+            }
+            let patience = DRAIN.min(self.waits.patience);
+            if facts.in_flight > 0 && !self.stood(self.state.withdrawn, patience) {
+                let again = self.now + DRAIN_LOOK;
+                self.wake(again);
+                return Some(format!(
+                    "{} requests through the activators have to end",
+                    facts.in_flight
+                ));
+            }
+        }
+        None
+    }
+
+    /// While activators carry traffic on the way out, the slice that lists them stays true.
+    fn keep_true(&mut self) {
+        if !self.facts.listening.is_empty() {
+            self.publish();
+        } else if self.facts.pods_ready > 0
+            && self.facts.complete
+            && self.stood(self.state.unserved, MISSING)
+            && self.facts.slice != (SliceFact::Pods { current: true })
+        {
+            self.act(Action::PublishPods);
+        }
+    }
+}
