@@ -239,6 +239,23 @@ impl Cluster {
         .await
     }
 
+    /// Waits until `service` is captured, asleep, and its pods have ended: until then one of them may still answer.
+    /// The application of the same name is its workload.
+    ///
+    /// # Errors
+    /// It is not within `limit`.
+    pub async fn wait_asleep(&self, service: &str, limit: Duration) -> Result<Route> {
+        let label = |pod: &Pod| pod.labels().get("app").is_some_and(|app| app == service);
+        wait_for(
+            self.api::<Pod>(),
+            &format!("no pods of {service}"),
+            limit,
+            |pods| (!pods.values().any(label)).then_some(()),
+        )
+        .await?;
+        self.wait_phase(service, Phase::Asleep, limit).await
+    }
+
     /// Waits until the Deployment has this many replicas, wanted and existing.
     ///
     /// # Errors

@@ -26,9 +26,7 @@ fn a_sleeping_example_answers_one_request_and_every_phase_has_its_reason() {
         }
         let name = name.context("examples/hello has a Service")?;
         cluster.annotate(&name, &[("keep-alive", Some("2s"))]).await?;
-        cluster
-            .wait_phase(&name, Phase::Asleep, Duration::from_secs(120))
-            .await?;
+        fell_asleep(cluster, &name, Duration::from_secs(120)).await?;
 
         let seen = watch_phases(cluster, &name).await?;
         let start = tokio::time::Instant::now();
@@ -41,7 +39,7 @@ fn a_sleeping_example_answers_one_request_and_every_phase_has_its_reason() {
             get.contains(&name) && get.contains("Awake"),
             "dormouse get prints\n{get}"
         );
-        cluster.wait_phase(&name, Phase::Asleep, SOON).await?;
+        fell_asleep(cluster, &name, SOON).await?;
 
         let phases = seen.lock().await.clone();
         let order: Vec<_> = phases.iter().map(|(phase, _)| *phase).collect();
@@ -71,12 +69,30 @@ fn service_name(yaml: &str) -> Option<String> {
     Some(name.trim_matches('"').to_owned())
 }
 
-/// Every phase of a Route from now on, without repetitions, with its reason.
+/// Waits until it sleeps and says so.
+async fn fell_asleep(cluster: &Cluster, name: &str, limit: Duration) -> Result<()> {
+    cluster.wait_asleep(name, limit).await?;
+    let said = cluster.wait_route(name, "it says why it sleeps", SOON, |route| {
+        route
+            .status
+            .as_ref()
+            .is_some_and(|status| status.why.contains("to 0"))
+    });
+    said.await.map(drop)
+}
+
+/// Every phase of a Route from now on, without repetitions, with the last reason given while it lasted.
 async fn watch_phases(cluster: &Cluster, name: &str) -> Result<Arc<Mutex<Vec<(Phase, String)>>>> {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let api = cluster.api::<Route>();
     let note = |seen: &mut Vec<(Phase, String)>, route: &Route| {
         let Some(status) = &route.status else { return };
+        // A phase's reason may follow it by a moment.
+        if let Some((last, why)) = seen.last_mut()
+            && Some(*last) == status.phase
+        {
+            why.clone_from(&status.why);
+        }
         if let Some(phase) = status.phase
             && seen.last().is_none_or(|(last, _)| *last != phase)
         {

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use crds::route::Phase;
 use dormouse_tests::e2e::{self, App, Cluster, Load, System};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -21,9 +20,7 @@ fn clients_that_all_come_at_once_to_zero_pods_are_all_answered_and_pods_rise_and
             .annotate("max-scale", most)
             .annotate("keep-alive", "3s");
         cluster.apply(&app).await?;
-        cluster
-            .wait_phase("web", Phase::Asleep, Duration::from_secs(60))
-            .await?;
+        cluster.wait_asleep("web", Duration::from_secs(60)).await?;
         let peak = watch_peak(cluster).await?;
         let url = format!("{}/delay/100", cluster.url("web").await?);
         let mut options = loadtest::Options::new(vec![url.parse()?], loadtest::Load::Closed(clients));
@@ -31,7 +28,7 @@ fn clients_that_all_come_at_once_to_zero_pods_are_all_answered_and_pods_rise_and
         let results = Load::start("s2", options).await?.finish().await;
         let pods = cluster.witness().proves("s2", &results)?.pods.len();
         cluster.wait_replicas("web", 0, Duration::from_secs(60)).await?;
-        cluster.wait_phase("web", Phase::Asleep, e2e::SOON).await?;
+        cluster.wait_asleep("web", e2e::SOON).await?;
         let (peak, most) = (peak.load(Ordering::SeqCst), most.parse::<i32>()?);
         ensure!(
             peak > 1 && peak <= most,

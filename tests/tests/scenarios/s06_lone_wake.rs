@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use crds::route::{Phase, Wake};
+use crds::route::Wake;
 use dormouse_tests::e2e::{self, App, Cluster, SOON, System};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -17,9 +17,7 @@ fn a_lone_wake_is_split_into_its_parts_in_the_metrics_and_in_explain() {
             .await?;
         let mut wakes: Vec<Wake> = Vec::new();
         for round in 0..rounds {
-            cluster
-                .wait_phase("web", Phase::Asleep, Duration::from_secs(60))
-                .await?;
+            cluster.wait_asleep("web", Duration::from_secs(60)).await?;
             e2e::answer(&cluster.url("web").await?, SOON).await?;
             let last = wakes.last().and_then(|wake| wake.at.clone());
             let what = format!("wake {round} on record, with signal and forward");

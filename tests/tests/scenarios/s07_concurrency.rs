@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use crds::route::Phase;
 use dormouse_tests::e2e::{self, App, Cluster, Load, System};
 use loadtest::{Burst, Connections, Options, Schedule};
 
@@ -19,9 +18,7 @@ fn no_pod_ever_sees_two_requests_at_once_when_its_limit_is_one() {
         cluster.apply(&app).await?;
         let mut figures = Vec::new();
         for round in 1..=rounds {
-            cluster
-                .wait_phase("web", Phase::Asleep, Duration::from_secs(60))
-                .await?;
+            cluster.wait_asleep("web", Duration::from_secs(60)).await?;
             let url = format!("{}/delay/300", cluster.url("web").await?);
             let burst = Burst {
                 size: 100,

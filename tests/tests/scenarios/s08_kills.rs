@@ -28,9 +28,7 @@ fn killing_any_part_costs_no_more_than_what_it_held_and_everything_comes_back() 
         cluster
             .wait_phase("warm", Phase::Awake, Duration::from_secs(60))
             .await?;
-        cluster
-            .wait_phase("cold", Phase::Asleep, Duration::from_secs(60))
-            .await?;
+        cluster.wait_asleep("cold", Duration::from_secs(60)).await?;
         let before = objects(cluster).await?;
         let mut figures = Vec::new();
 
@@ -70,9 +68,7 @@ fn killing_any_part_costs_no_more_than_what_it_held_and_everything_comes_back() 
         figures.push(all_pods(cluster).await?);
         figures.push(wake_without_autoscaler(cluster).await?);
 
-        cluster
-            .wait_phase("cold", Phase::Asleep, Duration::from_secs(60))
-            .await?;
+        cluster.wait_asleep("cold", Duration::from_secs(60)).await?;
         cluster.wait_phase("warm", Phase::Awake, SOON).await?;
         let same = async || (objects(cluster).await.ok()? == before).then_some(());
         if e2e::eventually("the same objects", SOON, same).await.is_err() {
@@ -166,9 +162,7 @@ async fn all_pods(cluster: &Cluster) -> Result<String> {
 }
 
 async fn wake_without_autoscaler(cluster: &Cluster) -> Result<String> {
-    cluster
-        .wait_phase("cold", Phase::Asleep, Duration::from_secs(60))
-        .await?;
+    cluster.wait_asleep("cold", Duration::from_secs(60)).await?;
     cluster.scale(names::SYSTEM_NAMESPACE, names::LEASE, 0).await?;
     cluster.wait_system(names::LEASE, 0).await?;
     let start = tokio::time::Instant::now();
