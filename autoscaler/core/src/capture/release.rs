@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Action, ConditionKind, Look, Probe, RouteFact, SliceFact, Stage, Standing};
+use super::{Action, ConditionKind, Look, MISSING, Probe, RouteFact, SliceFact, Stage, Standing};
+use crate::Time;
 
 /// How long release waits for all pods when some are ready already.
 const ALL_PODS: Duration = Duration::from_secs(30);
