@@ -349,7 +349,7 @@ async fn a_port_that_is_added_or_renumbered_changes_the_route_in_place() {
 
 #[tokio::test(start_paused = true)]
 async fn many_services_are_captured_side_by_side() {
-    const MANY: usize = 100;
+    const MANY: usize = 40;
     let world = World::start().await;
     let started = tokio::time::Instant::now();
     for number in 0..MANY {

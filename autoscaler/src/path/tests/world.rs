@@ -29,7 +29,7 @@ use crate::state::{Dirty, Entry, Registry, RouteKey};
 use crate::watch::{Index, Scope};
 
 /// How often the built-in controllers look.
-const TICK: Duration = Duration::from_millis(20);
+const TICK: Duration = Duration::from_millis(50);
 /// The settle time of the tests.
 const SETTLE: Duration = Duration::from_secs(2);
 
