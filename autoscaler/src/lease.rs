@@ -298,7 +298,8 @@ impl Elector {
         };
         let transitions = lease.spec.as_ref().and_then(|spec| spec.lease_transitions);
         lease.spec = Some(LeaseSpec {
-            holder_identity: Some(String::new()),
+            // Absent, as client-go does it: the API server refuses an empty one.
+            holder_identity: None,
             renew_time: Some(MicroTime(Timestamp::now())),
             lease_transitions: transitions,
             ..lease.spec.take().unwrap_or_default()

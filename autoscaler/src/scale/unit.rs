@@ -113,13 +113,17 @@ impl Unit {
             ready: 0,
             waking: false,
             want: 0,
-            why: status.map(|status| status.why.clone()).unwrap_or_default(),
+            why: status
+                .map(|status| status.why.clone())
+                .filter(|why| is_change(why))
+                .unwrap_or_default(),
             stays: None,
             conflict: None,
             decider: None,
-            fresh: status
-                .and_then(|status| status.phase)
-                .is_none_or(|phase| phase == Phase::Direct),
+            fresh: !matches!(
+                status.and_then(|status| status.phase),
+                Some(Phase::Asleep | Phase::Waking | Phase::Awake | Phase::FailOpen)
+            ),
             next: String::new(),
             signal_ms: None,
             wakes: wakes.into(),
@@ -264,6 +268,12 @@ impl Unit {
         }
         self.wakes.truncate(RouteStatus::KEPT_WAKES);
     }
+}
+
+/// Whether a Route's sentence is one of ours on a change of replicas (`0 to 1: …`), and not the capture side's.
+fn is_change(why: &str) -> bool {
+    let from = why.split_once(" to ").map(|(from, _)| from);
+    from.is_some_and(|from| !from.is_empty() && from.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 impl Health {
