@@ -38,6 +38,9 @@ fn line(instance: &str, uptime: u64, full: bool, pools: Vec<PoolReport>) -> Repo
     }
 }
 
+/// Arrivals, ended, in-flight seconds, in flight, held.
+type Expected = (u64, u64, f64, u32, u32);
+
 enum Do {
     Line(Report),
     Gone(&'static str),
@@ -50,7 +53,7 @@ async fn totals_only_grow_and_gauges_leave_with_their_instance() {
     let mut ledger = Ledger::default();
     let mut now = Instant::now();
     // (what happens, arrivals, ended, in-flight seconds, in flight, held) afterwards.
-    let rows: Vec<(&str, Do, (u64, u64, f64, u32, u32))> = vec![
+    let rows: Vec<(&str, Do, Expected)> = vec![
         (
             "a young instance counts from its birth",
             Line(line("a", 1, true, vec![pool(3, 1, 2.0, 2, 0)])),
