@@ -26,10 +26,9 @@ fn server(status: u16, answer: Value, wait: Duration) -> (Client, Seen) {
             log.lock()
                 .push((parts.method.to_string(), parts.uri.to_string(), body));
             tokio::time::sleep(wait).await;
-            let response = http::Response::builder()
+            http::Response::builder()
                 .status(status)
-                .body(Full::new(bytes::Bytes::from(answer.to_string())));
-            response
+                .body(Full::new(bytes::Bytes::from(answer.to_string())))
         }
     });
     (Client::new(service, "default"), seen)
