@@ -377,13 +377,13 @@ impl Pool {
         if let Some(name) = &facts.scaled_by
             && from > 0
             && to > 0
-            && facts
-                .at_least
-                .as_ref()
-                .is_none_or(|(replicas, _)| from >= *replicas)
         {
-            return match cause {
-                Cause::MayNotSleep { .. } | Cause::Stale | Cause::Busy { .. } => (from, cause),
+            return match (&facts.at_least, cause) {
+                (Some((replicas, why)), _) if *replicas > from => {
+                    let (replicas, why) = (*replicas, why.clone());
+                    (replicas, Cause::AtLeast { replicas, why })
+                }
+                (_, cause @ (Cause::MayNotSleep { .. } | Cause::Stale | Cause::Busy { .. })) => (from, cause),
                 _ => (from, Cause::ScaledBy { name: name.clone() }),
             };
         }
