@@ -326,6 +326,7 @@ impl Scaler {
         let before = (unit.want, unit.waking, unit.ready());
         let (seen, started) = unit.observe(&workload, ready, now);
         let warm = leads_since.elapsed() >= WARM_UP && self.fleet.missing().is_empty();
+        unit.correct_why(&workload);
         let started_first = started.first().copied();
         let situation = Situation {
             now,

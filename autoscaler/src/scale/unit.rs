@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crds::Settings;
+use crds::names::ACTIVATOR_MANAGER;
 use crds::report::PoolKey;
 use crds::route::{Phase, RouteStatus, Wake, Workload};
 use tokio::time::Instant;
@@ -115,7 +116,7 @@ impl Unit {
             want: 0,
             why: status
                 .map(|status| status.why.clone())
-                .filter(|why| is_change(why))
+                .filter(|why| led_to(why).is_some())
                 .unwrap_or_default(),
             stays: None,
             conflict: None,
@@ -182,6 +183,26 @@ impl Unit {
         }
         self.replicas = Some(workload.replicas);
         (seen, self.started(ready, now))
+    }
+
+    /// Drops a sentence that does not lead to the replicas there are; an activator that woke the pool itself gets its own.
+    pub(super) fn correct_why(&mut self, workload: &WorkloadFacts) {
+        let Some(replicas) = self.replicas.filter(|_| self.writing.is_none()) else {
+            return;
+        };
+        if led_to(&self.why).is_none_or(|to| to == replicas) {
+            return;
+        }
+        let by_activator = workload
+            .replicas_managers
+            .first()
+            .is_some_and(|name| name == ACTIVATOR_MANAGER);
+        self.why = match by_activator && replicas > 0 {
+            true => {
+                format!("0 to {replicas}: woken by an activator itself, as no autoscaler answered in time")
+            }
+            false => String::new(),
+        };
     }
 
     /// Notes pods asked for, or given up, by a change of replicas.
@@ -270,10 +291,11 @@ impl Unit {
     }
 }
 
-/// Whether a Route's sentence is one of ours on a change of replicas (`0 to 1: …`), and not the capture side's.
-fn is_change(why: &str) -> bool {
-    let from = why.split_once(" to ").map(|(from, _)| from);
-    from.is_some_and(|from| !from.is_empty() && from.bytes().all(|byte| byte.is_ascii_digit()))
+/// The replicas to which a sentence of ours on a change (`0 to 1: …`) says it led; `None`: it is no such sentence.
+fn led_to(why: &str) -> Option<u32> {
+    let (from, rest) = why.split_once(" to ")?;
+    from.parse::<u32>().ok()?;
+    rest.split_once(':')?.0.parse().ok()
 }
 
 impl Health {
@@ -405,6 +427,37 @@ mod tests {
         unit.wrote(5, after(7));
         unit.wrote(3, after(8));
         assert_eq!(unit.starting(after(8)).count(), 0, "those given up do not start");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sentence_that_no_longer_fits_is_replaced() {
+        let with = |replicas, manager: &str| WorkloadFacts {
+            replicas,
+            replicas_managers: vec![manager.to_owned()],
+            ..WorkloadFacts::default()
+        };
+        for (what, why, workload, want) in [
+            (
+                "it fits",
+                "1 to 0: no request",
+                with(0, "dormouse-scale"),
+                "1 to 0: no request",
+            ),
+            ("nothing was said", "", with(1, ACTIVATOR_MANAGER), ""),
+            ("somebody else", "1 to 0: no request", with(2, "kubectl"), ""),
+            (
+                "an activator",
+                "1 to 0: no request",
+                with(1, ACTIVATOR_MANAGER),
+                "0 to 1: woken by an activator itself, as no autoscaler answered in time",
+            ),
+        ] {
+            let mut unit = unit();
+            unit.why = why.to_owned();
+            unit.observe(&workload, 0, Instant::now());
+            unit.correct_why(&workload);
+            assert_eq!(unit.why, want, "{what}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
