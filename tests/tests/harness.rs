@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dormouse_tests::e2e::{self, Load, SOON, Signal, Witness};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 
 /// A witness as a child of this process, in a folder of its own.
 struct App {
@@ -109,5 +110,60 @@ async fn a_witness_finishes_what_it_has_when_it_is_told_to_go() -> Result<()> {
     let results = tokio::time::timeout(Duration::from_secs(10), running.finish()).await?;
     app.witness().proves("g-", &results)?;
     assert!(Path::new(app.witness().path()).exists());
+    Ok(())
+}
+
+#[tokio::test]
+async fn manifests_are_applied_by_their_kind_and_waiting_sees_the_change_or_says_what_it_saw() -> Result<()> {
+    let client = local::api::Api::new().client();
+    let map = |value| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: one, namespace: default}}\ndata: {{key: {value}}}\n"
+        )
+    };
+    let yaml = format!(
+        "{}---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: team}}\n",
+        map("a")
+    );
+    e2e::apply(&client, &yaml).await?;
+    let maps = || kube::Api::<ConfigMap>::default_namespaced(client.clone());
+    let value = |maps: &std::collections::BTreeMap<String, ConfigMap>| {
+        maps.get("default/one")?.data.as_ref()?.get("key").cloned()
+    };
+    assert_eq!(e2e::wait_for(maps(), "the map", SOON, value).await?, "a");
+    assert!(
+        kube::Api::<Namespace>::all(client.clone())
+            .get_opt("team")
+            .await?
+            .is_some()
+    );
+
+    let other = e2e::apply_as(&client, &map("b"), "other", false)
+        .await
+        .err()
+        .context("a conflict")?;
+    assert!(format!("{other:#}").contains("e2e"), "{other:#}");
+    let changed = e2e::wait_for(maps(), "the change", SOON, |maps| {
+        value(maps).filter(|value| value == "b")
+    });
+    let other = map("b");
+    let (changed, applied) = tokio::join!(changed, e2e::apply_as(&client, &other, "other", true));
+    applied?;
+    assert_eq!(changed?, "b");
+    let empty = e2e::wait_for(maps(), "none", Duration::from_millis(200), |maps| {
+        maps.is_empty().then_some(())
+    });
+    assert!(
+        empty.await.is_err(),
+        "before it is listed nothing is known, not even that there is nothing"
+    );
+    let never = e2e::wait_for(maps(), "a third", Duration::from_millis(200), |maps| {
+        maps.get("default/three").cloned()
+    });
+    let never = never.await.err().context("it never comes")?;
+    assert!(
+        never.to_string().contains("a third") && never.to_string().contains("default/one"),
+        "{never}"
+    );
     Ok(())
 }

@@ -350,7 +350,7 @@ impl Cluster {
         })
     }
 
-    /// The autoscaler that leads, by the Lease.
+    /// The pod of the autoscaler that leads, by the Lease.
     ///
     /// # Errors
     /// None leads.
@@ -360,7 +360,9 @@ impl Cluster {
             .spec
             .and_then(|spec| spec.holder_identity)
             .filter(|holder| !holder.is_empty());
-        holder.context("nobody holds the Lease")
+        let holder = holder.context("nobody holds the Lease")?;
+        // A pod name and, as a name may come back, something that does not.
+        Ok(holder.split('_').next().unwrap_or_default().to_owned())
     }
 
     /// What is worth knowing when a scenario has failed.

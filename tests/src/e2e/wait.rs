@@ -27,22 +27,27 @@ where
 {
     let mut objects = BTreeMap::new();
     let mut arriving = BTreeMap::new();
+    // Half a list, or none yet, is no state of the cluster.
+    let mut listed = false;
     let mut trouble = String::new();
     let watching = async {
         let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
         while let Some(event) = events.next().await {
             match event {
-                Ok(watcher::Event::Init) => arriving.clear(),
+                Ok(watcher::Event::Init) => {
+                    arriving.clear();
+                    listed = false;
+                }
                 Ok(watcher::Event::InitApply(object)) => drop(arriving.insert(key(&object), object)),
-                Ok(watcher::Event::InitDone) => objects = std::mem::take(&mut arriving),
+                Ok(watcher::Event::InitDone) => {
+                    objects = std::mem::take(&mut arriving);
+                    listed = true;
+                }
                 Ok(watcher::Event::Apply(object)) => drop(objects.insert(key(&object), object)),
                 Ok(watcher::Event::Delete(object)) => drop(objects.remove(&key(&object))),
                 Err(error) => trouble = error.to_string(),
             }
-            // Half a list is no state of the cluster.
-            if arriving.is_empty()
-                && let Some(found) = check(&objects)
-            {
+            if listed && let Some(found) = check(&objects) {
                 return Some(found);
             }
         }

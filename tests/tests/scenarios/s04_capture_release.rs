@@ -21,10 +21,9 @@ fn a_live_service_is_captured_and_given_back_as_it_was_without_a_failed_request(
         cluster.apply(&App::new("web").plain().replicas(2)).await?;
         let slices = cluster.api::<EndpointSlice>();
         e2e::wait_for(slices, "web has endpoints", e2e::SOON, |slices| {
-            slices
-                .values()
-                .any(|slice| slice.endpoints.len() == 2)
-                .then_some(())
+            // One slice for each port set, and here every pod has a port of its own.
+            let endpoints: usize = slices.values().map(|slice| slice.endpoints.len()).sum();
+            (endpoints == 2).then_some(())
         })
         .await?;
         let before = state(cluster).await?;

@@ -99,6 +99,8 @@ fn misconfigured(cluster: &Cluster) -> Vec<(&'static str, String, Promise, &'sta
 fn broken() -> Vec<(&'static str, App, Promise)> {
     let app = |name| App::new(name).annotate("cold-start-timeout", "4s");
     let unhealthy = |reason| (condition::WORKLOAD_HEALTHY, "False", reason);
+    // That a pod never becomes ready is only said when it has had ten seconds.
+    let patient = |name| app(name).annotate("keep-alive", "15s");
     vec![
         (
             "crashes",
@@ -112,7 +114,7 @@ fn broken() -> Vec<(&'static str, App, Promise)> {
         ),
         (
             "unready",
-            app("unready").probe("httpGet: {path: /status/500, port: 8080}"),
+            patient("unready").probe("httpGet: {path: /status/500, port: 8080}"),
             unhealthy(reason::NEVER_READY),
         ),
     ]
