@@ -37,6 +37,9 @@ pub(crate) use stream::Token;
 /// has moved to the others after 2 s; the rest is for requests that it may still have in flight.
 const EXPECTED_FOR: Duration = Duration::from_secs(30);
 
+/// How long a listed activator without a stream keeps an epoch from settling: as long as a silent stream may live.
+const AWAITED_FOR: Duration = Duration::from_millis(crds::report::SILENCE_MS);
+
 /// Self-probe orders that may wait for one stream to carry them. Capture runs few at once.
 const ORDERS: usize = 256;
 
@@ -435,7 +438,8 @@ impl Fleet {
             epoch: stream.epoch,
             foreign: stream.foreign,
         });
-        let changed = state.membership.update(live);
+        let awaited = state.expected.values().any(|since| since.elapsed() < AWAITED_FOR);
+        let changed = state.membership.update(live, awaited);
         if changed {
             self.metrics
                 .epoch

@@ -41,6 +41,9 @@ const PORT_RESTS: Duration = Duration::from_secs(60);
 const POLICIES_KEPT: Duration = Duration::from_secs(300);
 /// First and longest wait after a write that failed.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How long a Service may be without a workload before that is called a refusal: manifests are applied one after the
+/// other, and a Service often comes first.
+const WORKLOAD_MAY_COME: Duration = Duration::from_secs(3);
 
 /// What capture needs of the activators' streams. The second implementation is the tests'.
 pub(crate) trait Activators: Send + Sync + 'static {
@@ -118,6 +121,8 @@ struct Unit {
     probe: Arc<Mutex<Option<Outcome>>>,
     /// Since when activators are listed beside pods, after a failure.
     returned: Option<Time>,
+    /// Since when the workload of a Service that was never captured has been missing.
+    missing: Option<Time>,
     /// Since when some live activator has not acknowledged the Route.
     pending: Option<Time>,
     /// Pools that the Route has left, and since when: activators may still be on their way out of them.
@@ -126,6 +131,24 @@ struct Unit {
     /// What users were told last, by reason.
     told: HashMap<&'static str, String>,
     failures: u32,
+}
+
+impl Unit {
+    /// Until when to say nothing of a workload that is missing; `None`: it is there, or has been missing for too long.
+    fn patience(&mut self, now: Time, seen: &gather::Seen) -> Option<Time> {
+        use crds::condition::reason::WORKLOAD_NOT_FOUND;
+        let missing = seen.route.is_none()
+            && seen
+                .refusal
+                .as_ref()
+                .is_some_and(|refusal| refusal.reason == WORKLOAD_NOT_FOUND);
+        if !missing {
+            self.missing = None;
+            return None;
+        }
+        let until = *self.missing.get_or_insert(now) + WORKLOAD_MAY_COME;
+        (now < until).then_some(until)
+    }
 }
 
 impl<A: Activators> Capture<A> {
@@ -213,6 +236,9 @@ impl<A: Activators> Capture<A> {
         let Some(seen) = self.gather(key, &mut unit, now).await else {
             return self.gone(key, unit).await;
         };
+        if let Some(until) = unit.patience(now, &seen) {
+            return (Some(unit), Some(self.clock.instant(until.since_epoch())));
+        }
         let state = unit.state.take().unwrap_or_else(|| match seen.was_captured() {
             true => State::inherited(&seen.facts),
             false => State::default(),

@@ -37,7 +37,10 @@ impl Membership {
     }
 
     /// Takes in what all live streams last said. Returns whether anything changed.
-    pub(super) fn update(&mut self, live: impl Iterator<Item = Member>) -> bool {
+    ///
+    /// While an activator is `awaited` (listed, and its stream only just missing) no epoch settles: it may still have
+    /// requests at pods that would be given to others.
+    pub(super) fn update(&mut self, live: impl Iterator<Item = Member>, awaited: bool) -> bool {
         let live: Vec<Member> = live.collect();
         let mut members: Vec<Peer> = live
             .iter()
@@ -52,7 +55,7 @@ impl Membership {
             self.settled = false;
             return true;
         }
-        if self.settled || self.members.is_empty() {
+        if self.settled || self.members.is_empty() || awaited {
             return false;
         }
         self.settled = live
@@ -173,12 +176,26 @@ mod tests {
             ("nobody settles nothing", vec![], false, base + 4, false),
         ];
         for (what, live, changed, epoch, settled) in rows {
-            assert_eq!(membership.update(live.into_iter()), changed, "{what}");
+            assert_eq!(membership.update(live.into_iter(), false), changed, "{what}");
             assert_eq!(
                 (membership.epoch(), membership.settled()),
                 (epoch, settled),
                 "{what}"
             );
         }
+    }
+
+    #[test]
+    fn no_epoch_settles_while_an_activator_is_awaited() {
+        let mut membership = Membership::new(0);
+        assert!(membership.update([member("a", true, 0, 0)].into_iter(), true));
+        let live = || [member("a", true, 1, 0)].into_iter();
+        assert!(
+            !membership.update(live(), true),
+            "the other one may still be at work"
+        );
+        assert!(!membership.settled());
+        assert!(membership.update(live(), false));
+        assert!(membership.settled());
     }
 }

@@ -24,7 +24,11 @@ pub(super) fn apply_busy(busy: &mut HashMap<PoolKey, u32>, report: &Report) {
 }
 
 /// Applies Route acknowledgements and returns the Routes they changed. A snapshot takes out what it does not name.
-pub(super) fn apply_acks(acks: &mut HashMap<RouteKey, RouteAck>, full: bool, lines: Vec<RouteAck>) -> Vec<RouteKey> {
+pub(super) fn apply_acks(
+    acks: &mut HashMap<RouteKey, RouteAck>,
+    full: bool,
+    lines: Vec<RouteAck>,
+) -> Vec<RouteKey> {
     let mut touched = Vec::new();
     let key = |ack: &RouteAck| RouteKey {
         namespace: ack.namespace.clone(),
