@@ -279,17 +279,25 @@ pub(super) async fn execute(target: &Target, action: &ExecAction) -> Result<(), 
     process.kill();
     let (said, complained) = match read {
         Some(both) => both,
-        None => tokio::time::timeout(LAST_WORDS, reading).await.unwrap_or_default(),
+        None => tokio::time::timeout(LAST_WORDS, reading)
+            .await
+            .unwrap_or_default(),
     };
     let text = [said, complained].concat();
-    Err(format!("command exited with {}: {}", exit_code(status), text.trim()))
+    Err(format!(
+        "command exited with {}: {}",
+        exit_code(status),
+        text.trim()
+    ))
 }
 
 /// The beginning of an output, for the Event; the rest is read and dropped, so that the command does not block.
 async fn first_bytes(output: Option<impl tokio::io::AsyncRead + Unpin>) -> String {
     use tokio::io::AsyncReadExt;
     let mut text = Vec::new();
-    let Some(mut output) = output else { return String::new() };
+    let Some(mut output) = output else {
+        return String::new();
+    };
     let mut buffer = [0; 1024];
     while let Ok(count @ 1..) = output.read(&mut buffer).await {
         let room = 1024_usize.saturating_sub(text.len());

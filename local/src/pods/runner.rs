@@ -132,7 +132,10 @@ impl Runner {
         let api = self.cluster.api::<Pod>(&namespace);
         let annotations = json!({ PORT_ANNOTATION: address.port.to_string() });
         let patch = json!({ "metadata": { "uid": pod.metadata.uid, "annotations": annotations } });
-        let mut bound = match api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        let mut bound = match api
+            .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+        {
             Ok(patched) => patched,
             Err(error) if is_not_found(&error) || is_conflict(&error) => return Ok(None),
             Err(error) => return Err(error),

@@ -75,9 +75,14 @@ async fn serve(delay: u64) -> anyhow::Result<()> {
                 broken.store(true, Ordering::SeqCst);
             }
             let bad = path == "/broken" || (path == "/ready" && broken.load(Ordering::SeqCst));
-            let status = if bad { "500 Internal Server Error" } else { "200 OK" };
+            let status = if bad {
+                "500 Internal Server Error"
+            } else {
+                "200 OK"
+            };
             let length = name.len();
-            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{name}");
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{name}");
             client.write_all(answer.as_bytes()).await?;
             client.shutdown().await
         });
