@@ -4,17 +4,21 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use crds::condition;
 use crds::names;
 use crds::route::{Phase, Route};
+use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Pod, Service};
-use kube::api::{Patch, PatchParams};
+use kube::api::{Patch, PatchParams, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::WatchEvent;
 use kube::{Api, Client, Config, ResourceExt};
 use rustix::process::Signal;
 use tokio::process::{Child, Command};
@@ -302,6 +306,33 @@ impl Cluster {
         api.patch_scale(deployment, &PatchParams::default(), &patch)
             .await?;
         Ok(())
+    }
+
+    /// The most replicas that a Deployment ever wants from now on, as far as is known when it is read.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub async fn watch_peak(&self, deployment: &str) -> Result<Arc<AtomicI32>> {
+        let peak = Arc::new(AtomicI32::new(0));
+        let api = self.api::<Deployment>();
+        let from = api
+            .list(&Default::default())
+            .await?
+            .metadata
+            .resource_version
+            .unwrap_or_default();
+        let parameters = WatchParams::default().fields(&format!("metadata.name={deployment}"));
+        let mut events = api.watch(&parameters, &from).await?.boxed();
+        let highest = peak.clone();
+        tokio::spawn(async move {
+            while let Some(Ok(event)) = events.next().await {
+                if let WatchEvent::Added(deployment) | WatchEvent::Modified(deployment) = event {
+                    let replicas = deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1);
+                    highest.fetch_max(replicas, Ordering::SeqCst);
+                }
+            }
+        });
+        Ok(peak)
     }
 
     /// Waits until exactly `count` ready pods of the system have names that begin with `name`.

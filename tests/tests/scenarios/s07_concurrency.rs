@@ -1,5 +1,6 @@
 //! Scenario 7: a hard limit holds over all activators together.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -16,6 +17,7 @@ fn no_pod_ever_sees_two_requests_at_once_when_its_limit_is_one() {
             .annotate("target", "1")
             .annotate("keep-alive", "2s");
         cluster.apply(&app).await?;
+        let peak = cluster.watch_peak("web").await?;
         let mut figures = Vec::new();
         for round in 1..=rounds {
             cluster.wait_asleep("web", Duration::from_secs(60)).await?;
@@ -46,8 +48,10 @@ fn no_pod_ever_sees_two_requests_at_once_when_its_limit_is_one() {
                 results.latency.max()
             ));
         }
+        let peak = peak.load(Ordering::SeqCst);
+        ensure!(peak <= 10, "10 pods at most, there were {peak} at once");
         Ok(format!(
-            "100 requests of 300 ms, all 200, never two at once: {}",
+            "100 requests of 300 ms, all 200, never two at once, at most {peak} pods at once: {}",
             figures.join("; ")
         ))
     });
