@@ -1,7 +1,7 @@
 //! Who is in the data path: the capture controller.
 //!
 //! Each opted-in Service is looked at when something about it changed or when its own time has come: gather what the
-//! cluster shows, ask [`dormouse_core::capture`] for the next safe step, carry it out, publish an [`Entry`] for the scale
+//! cluster shows, ask [`dormouse_core::capture`] for the next safe step, carry it out, publish an [`Entry`](crate::state::Entry) for the scale
 //! side, and sleep until then. One look at a Service at a time, [`AT_ONCE`] Services at once; a captured Service at rest
 //! has no timer. Only a leader looks; a new one continues from what the cluster shows.
 
