@@ -383,7 +383,8 @@ async fn watch_list_ends_the_beginning_with_a_bookmark(client: Client, ns: Strin
                 .annotations
                 .get("k8s.io/initial-events-end")
                 .is_some_and(|it| it == "true"),
-            "{:?}", mark.metadata.annotations
+            "{:?}",
+            mark.metadata.annotations
         ),
         other => bail!("{other:?}"),
     }
