@@ -189,9 +189,14 @@ impl Fields {
                 || selectable(group, kind).contains(&field)
                 || also.iter().any(|it| it == field);
             if !known {
-                return Err(ApiError::bad_request(format!(
-                    "field label not supported: {field}"
-                )));
+                // Kinds without fields of their own have another sentence, as in Kubernetes.
+                return Err(ApiError::bad_request(if selectable(group, kind).is_empty() {
+                    format!(
+                        "\"{field}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+                    )
+                } else {
+                    format!("field label not supported: {field}")
+                }));
             }
             all.push((field.to_owned(), equal, value.to_owned()));
         }

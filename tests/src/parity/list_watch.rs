@@ -160,7 +160,7 @@ async fn list_by_an_unknown_field_is_refused(client: Client, ns: String) -> anyh
     let api = maps(&client, &ns);
     let status = refused(api.list(&ListParams::default().fields("data.k=v")).await, 400)?;
     ensure!(
-        status.message.contains("field label not supported"),
+        status.message.contains("is not a known field selector"),
         "{}",
         status.message
     );

@@ -17,7 +17,7 @@ table!("patches":
     merge_patch_replaces_lists,
     json_patch_operates,
     json_patch_whose_test_fails_is_invalid,
-    json_patch_of_a_missing_path_is_invalid,
+    json_patch_replace_adds_a_missing_key_and_remove_refuses_it,
     strategic_patch_merges_containers_by_name,
     strategic_patch_merges_env_and_deletes_by_directive,
     strategic_patch_merges_service_ports_by_port,
@@ -154,21 +154,22 @@ async fn json_patch_whose_test_fails_is_invalid(client: Client, ns: String) -> a
     Ok(())
 }
 
-async fn json_patch_of_a_missing_path_is_invalid(client: Client, ns: String) -> anyhow::Result<()> {
+async fn json_patch_replace_adds_a_missing_key_and_remove_refuses_it(
+    client: Client,
+    ns: String,
+) -> anyhow::Result<()> {
     setup(&client, &ns).await?;
     let path = format!("/api/v1/namespaces/{ns}/configmaps/a");
-    let patch = json!([{ "op": "replace", "path": "/data/none", "value": "x" }]);
-    refused(
-        send(
-            &client,
-            "PATCH",
-            &path,
-            "application/json-patch+json",
-            Some(patch),
-        )
-        .await,
-        422,
-    )?;
+    let kind = "application/json-patch+json";
+    let replace = json!([{ "op": "replace", "path": "/data/none", "value": "x" }]);
+    let after = send(&client, "PATCH", &path, kind, Some(replace)).await?;
+    ensure!(after["data"]["none"] == "x", "{after}");
+    for patch in [
+        json!([{ "op": "remove", "path": "/data/nothing" }]),
+        json!([{ "op": "replace", "path": "/nowhere/none", "value": "x" }]),
+    ] {
+        refused(send(&client, "PATCH", &path, kind, Some(patch)).await, 422)?;
+    }
     Ok(())
 }
 
