@@ -17,7 +17,7 @@ use crate::balance::Shares;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::pool::{Endpoint, Pool};
+use crate::pool::Pool;
 
 /// Shared by all parts. One for each activator in a process.
 pub(crate) struct Hub {
@@ -30,7 +30,7 @@ pub(crate) struct Hub {
     pub(crate) metrics: Metrics,
     pub(crate) cluster: Cluster,
     shares: RwLock<Shares>,
-    peers: RwLock<HashMap<String, Arc<Endpoint>>>,
+    peers: RwLock<HashMap<String, IpAddr>>,
     changes: Changes,
     /// Requests that are being handled, noise included: what a drain waits for.
     pub(crate) active: AtomicUsize,
@@ -124,14 +124,8 @@ impl Hub {
                 .filter_map(|peer| Some((peer.name.as_str(), peer.address.parse().ok()?)))
                 .collect();
             // A peer that only is missing from this epoch may still have requests on the way here.
-            peers.retain(|name, endpoint| {
-                now.get(name.as_str())
-                    .is_none_or(|address| *address == endpoint.address)
-            });
             for (name, address) in &now {
-                peers
-                    .entry((*name).to_owned())
-                    .or_insert_with(|| Arc::new(Endpoint::peer(*address, self.config.workers)));
+                peers.insert((*name).to_owned(), *address);
             }
             // Peers come and go with rollouts of the activator: 64 is far above any fleet and bounds what is kept.
             if peers.len() > now.len() + 64 {
@@ -142,14 +136,14 @@ impl Hub {
         self.shares.write().update(epoch, names, settled)
     }
 
-    /// The peer activator of that name.
-    pub(crate) fn peer(&self, name: &str) -> Option<Arc<Endpoint>> {
-        self.peers.read().get(name).cloned()
+    /// Where the peer activator of that name listens.
+    pub(crate) fn peer(&self, name: &str) -> Option<IpAddr> {
+        self.peers.read().get(name).copied()
     }
 
     /// Whether a peer activator listens at that address.
     pub(crate) fn is_peer(&self, address: IpAddr) -> bool {
-        self.peers.read().values().any(|peer| peer.address == address)
+        self.peers.read().values().any(|peer| *peer == address)
     }
 
     /// The peers, for the state dump.
@@ -157,7 +151,7 @@ impl Hub {
         self.peers
             .read()
             .iter()
-            .map(|(name, peer)| (name.clone(), peer.address))
+            .map(|(name, peer)| (name.clone(), *peer))
             .collect()
     }
 }

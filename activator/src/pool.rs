@@ -146,6 +146,8 @@ pub(crate) struct Pool {
 struct State {
     throttle: Throttle<Arc<Endpoint>>,
     pods: BTreeMap<IpAddr, Pod>,
+    /// Peer activators that this pool has sent requests to.
+    peers: BTreeMap<IpAddr, Arc<Endpoint>>,
     waking: Option<WakeClock>,
     /// When a leader last said that it wakes this pool.
     acknowledged: Option<Duration>,
@@ -457,6 +459,7 @@ impl Pool {
             .values()
             .filter(|pod| !pod.published.terminating)
             .count();
+        let mut peers = std::mem::take(&mut state.peers);
         if limit == 0 {
             view.pods = usable.into_iter().cloned().collect();
         } else {
@@ -474,13 +477,16 @@ impl Pool {
                     // A pod that is ours, but not yet, has no peer by our name: it is waited for.
                     view.peers = owners
                         .into_iter()
-                        .filter_map(|(name, pods)| Some((self.hub.peer(name)?, pods)))
+                        .filter_map(|(name, pods)| Some((self.peer(&mut peers, name)?, pods)))
                         .collect();
                 }
             });
         }
         let ready = view.ready;
         *self.view.write() = Arc::new(view);
+        // Kept are those in the view and those that requests are under way to.
+        peers.retain(|_, peer| Arc::strong_count(peer) > 1);
+        state.peers = peers;
         if ready > 0 && was_ready == 0 {
             let held = self.held();
             if let Some(clock) = &mut state.waking {
@@ -489,6 +495,13 @@ impl Pool {
         }
         self.dispatch(state);
         self.start_probes(state);
+    }
+
+    /// The peer activator of that name as this pool sees it: its load counts this pool's requests alone.
+    fn peer(&self, peers: &mut BTreeMap<IpAddr, Arc<Endpoint>>, name: &str) -> Option<Arc<Endpoint>> {
+        let address = self.hub.peer(name)?;
+        let peer = || Arc::new(Endpoint::peer(address, self.hub.config.workers));
+        Some(Arc::clone(peers.entry(address).or_insert_with(peer)))
     }
 
     // === wakes ===
@@ -532,12 +545,17 @@ fn place(view: &View, kind: Kind, random: &mut impl FnMut(u32) -> u32) -> Option
     } else if !view.pods.is_empty() {
         &view.pods[balance::pick(view.pods.iter().map(|pod| load(pod)), view.limit, random)?]
     } else if kind == Kind::Client && !view.peers.is_empty() {
-        // Peers have no limit here: they hold what they cannot place. The load of each is seen per pod it owns.
-        let loads = view
-            .peers
-            .iter()
-            .map(|(peer, pods)| load(peer).saturating_mul(16) / pods.max(&1));
-        &view.peers[balance::pick(loads, 0, random)?].0
+        // No more than the pods a peer owns can take at once: what waits here takes a pod of our own as soon as there is one.
+        let room = |(peer, pods): &(Arc<Endpoint>, u32)| {
+            let (load, places) = (load(peer), pods.saturating_mul(view.limit));
+            // In 65,536ths of its places, so that a peer with more pods gets more.
+            if load < places {
+                load.saturating_mul(1 << 16) / places
+            } else {
+                u32::MAX
+            }
+        };
+        &view.peers[balance::pick(view.peers.iter().map(room), u32::MAX, random)?].0
     } else {
         return None;
     };
@@ -606,3 +624,6 @@ impl Drop for Held {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
