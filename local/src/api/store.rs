@@ -78,6 +78,12 @@ impl Kind {
         }
     }
 
+    /// The object, when it is still as it was read.
+    fn unchanged(&self, key: &Key, read: &Stored) -> Result<Arc<Stored>, Refused> {
+        let found = self.objects.get(key).filter(|it| it.version == read.version);
+        found.cloned().ok_or(Refused::Changed)
+    }
+
     fn record(&mut self, change: Change) {
         let version = change.version;
         self.history_bytes += change.after.bytes.len();
@@ -240,12 +246,7 @@ impl Store {
         let mut inner = self.0.lock();
         let version = inner.version + 1;
         let kind = inner.kind(storage);
-        let before = kind
-            .objects
-            .get(key)
-            .filter(|it| it.version == read.version)
-            .cloned();
-        let before = before.ok_or(Refused::Changed)?;
+        let before = kind.unchanged(key, read)?;
         let stored = Stored::new(value, version);
         kind.objects.insert(key.clone(), Arc::clone(&stored));
         kind.record(Change {
@@ -270,12 +271,7 @@ impl Store {
         let mut inner = self.0.lock();
         let version = inner.version + 1;
         let kind = inner.kind(storage);
-        let before = kind
-            .objects
-            .get(key)
-            .filter(|it| it.version == read.version)
-            .cloned();
-        let before = before.ok_or(Refused::Changed)?;
+        let before = kind.unchanged(key, read)?;
         kind.objects.remove(key);
         let after = Stored::new(value, version);
         kind.record(Change {
