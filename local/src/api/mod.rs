@@ -21,6 +21,7 @@ mod fieldset;
 mod jsonpath;
 mod names;
 mod openapi;
+mod outage;
 mod patch;
 mod protobuf;
 mod read;
@@ -48,7 +49,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -164,9 +165,9 @@ pub(crate) struct Shared {
     pub(crate) tokens: RwLock<HashMap<String, User>>,
     pub(crate) logs: RwLock<Option<LogSource>>,
     pub(crate) addresses: Mutex<Addresses>,
-    /// Ends all streams that were begun under it.
+    /// Ends all streams that were begun under it. Cancelled while the API is away, so that nothing begins either.
     streams: Mutex<CancellationToken>,
-    available: AtomicBool,
+    pub(crate) outage: outage::Pending,
     pub(crate) counters: Counters,
 }
 
@@ -197,7 +198,7 @@ impl Api {
             logs: RwLock::default(),
             addresses: Mutex::default(),
             streams: Mutex::default(),
-            available: AtomicBool::new(true),
+            outage: outage::Pending::default(),
             counters: Counters::default(),
         }));
         api.create_first_namespaces();
@@ -238,24 +239,28 @@ impl Api {
         *self.0.logs.write() = Some(source);
     }
 
-    /// Ends every open watch and log, as a restart of an API server does.
+    /// Ends every open watch and log, and over HTTP every connection, as a restart of an API server does.
     pub fn disconnect_all(&self) {
-        let old = std::mem::take(&mut *self.0.streams.lock());
-        old.cancel();
+        let mut streams = self.0.streams.lock();
+        if !streams.is_cancelled() {
+            std::mem::take(&mut *streams).cancel();
+        }
     }
 
     /// Refuses every request with 503 (over HTTP: closes the connection), and ends every open stream; or serves again.
     pub fn set_available(&self, available: bool) {
-        self.0.available.store(available, Ordering::SeqCst);
+        let mut streams = self.0.streams.lock();
         if !available {
-            self.disconnect_all();
+            streams.cancel();
+        } else if streams.is_cancelled() {
+            *streams = CancellationToken::new();
         }
     }
 
     /// Whether requests are served.
     #[must_use]
     pub fn is_available(&self) -> bool {
-        self.0.available.load(Ordering::SeqCst)
+        !self.0.streams.lock().is_cancelled()
     }
 
     /// Forgets all history: watches and continued lists from before now get 410.

@@ -10,7 +10,9 @@ use serde_json::Value;
 use super::request::{Query, Request, decode};
 use super::resources::Registry;
 use super::status::ApiError;
-use super::{Api, ApiBody, User, delete, discovery, openapi, read, reviews, scale, subresources, write};
+use super::{
+    Api, ApiBody, User, delete, discovery, openapi, outage, read, reviews, scale, subresources, write,
+};
 
 /// What a handler answers.
 pub(crate) enum Reply {
@@ -103,6 +105,9 @@ pub(crate) async fn route(
         .map(|step| decode(step, false))
         .collect();
     let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
+    if steps == ["local", "outage"] {
+        return response(outage::handle(api, user, &parts.method, &query));
+    }
     let registry = api.registry();
     if let Some(answer) = fixed(api, &registry, parts, &steps) {
         return response(answer);

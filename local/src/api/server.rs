@@ -50,11 +50,12 @@ pub async fn serve(api: Api, listener: TcpListener, shutdown: CancellationToken)
                 continue;
             }
         };
-        if tasks.len() >= MOST_CONNECTIONS || !api.is_available() {
+        let down = api.stream_token();
+        if tasks.len() >= MOST_CONNECTIONS || down.is_cancelled() {
             drop(stream);
             continue;
         }
-        tasks.spawn(connection(api.clone(), stream, stop.clone()));
+        tasks.spawn(connection(api.clone(), stream, stop.clone(), down));
     }
     drop(listener);
     api.disconnect_all();
@@ -64,10 +65,10 @@ pub async fn serve(api: Api, listener: TcpListener, shutdown: CancellationToken)
     }
 }
 
-async fn connection(api: Api, stream: TcpStream, stop: CancellationToken) {
+/// Serves one connection: `stop` lets it end, `down` cuts it.
+async fn connection(api: Api, stream: TcpStream, stop: CancellationToken, down: CancellationToken) {
     // Answers are small and awaited.
     drop(stream.set_nodelay(true));
-    let down = api.stream_token();
     let service = service_fn(|request| {
         let api = api.clone();
         async move { Ok::<_, Infallible>(answer(&api, request).await) }

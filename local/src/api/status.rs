@@ -146,6 +146,11 @@ impl ApiError {
         Self::new(403, "Forbidden", message).about(group, plural, name)
     }
 
+    pub(crate) fn forbidden_path(user: &str, path: &str) -> Self {
+        let message = format!("forbidden: User \"{user}\" cannot post path \"{path}\"");
+        Self::new(403, "Forbidden", message)
+    }
+
     pub(crate) fn forbidden_host(host: &str) -> Self {
         Self::new(
             403,
@@ -194,6 +199,11 @@ impl ApiError {
             qualified(group, plural)
         );
         Self::new(409, "Conflict", message).about(group, plural, name)
+    }
+
+    /// What is asked for is being done already.
+    pub(crate) fn busy(message: &str) -> Self {
+        Self::new(409, "Conflict", message)
     }
 
     /// The object changed between the caller's read and write.

@@ -61,9 +61,7 @@ fn killing_any_part_costs_no_more_than_what_it_held_and_everything_comes_back() 
         figures.push("both autoscalers: 0".to_owned());
         cluster.wait_system(names::LEASE, 2).await?;
 
-        e2e::say(
-            "scenario 8: the API server is part of `dormouse local` itself and cannot be killed alone; the suite against a real cluster does it",
-        );
+        figures.push(api_server(cluster).await?);
         figures.push(mid_request(cluster).await?);
         figures.push(all_pods(cluster).await?);
         figures.push(wake_without_autoscaler(cluster).await?);
@@ -116,6 +114,36 @@ async fn pod(cluster: &Cluster, namespace: &str, prefix: &str) -> Result<(String
     pods.into_iter()
         .next()
         .with_context(|| format!("a running pod {prefix}…"))
+}
+
+/// The API server goes away, with all that it remembered of the past, longer than a Lease lasts: warm traffic does not
+/// notice, and who asks a sleeping Service meanwhile is answered once it is back.
+async fn api_server(cluster: &Cluster) -> Result<String> {
+    const AWAY: u64 = 8;
+    cluster.wait_asleep("cold", Duration::from_secs(60)).await?;
+    let cold = cluster.url("cold").await?;
+    let mut waited = Duration::ZERO;
+    let failed = under_load(cluster, "the API server", async || {
+        let outage = format!("/local/outage?seconds={AWAY}");
+        let outage = http::Request::post(outage).body(Vec::new())?;
+        cluster.client.request_text(outage).await?;
+        let away = async || cluster.client.apiserver_version().await.is_err().then_some(());
+        e2e::eventually("the API is away", SOON, away).await?;
+        let start = tokio::time::Instant::now();
+        e2e::answer(&cold, Duration::from_secs(60))
+            .await
+            .context("a wake while the API was away")?;
+        waited = start.elapsed();
+        Ok(())
+    })
+    .await?;
+    ensure!(failed == 0, "the API's outage cost {failed} requests");
+    cluster.wait_system(names::ACTIVATOR_SERVICE, 2).await?;
+    cluster.wait_system(names::LEASE, 2).await?;
+    Ok(format!(
+        "API server away for {AWAY} s: 0, a wake meanwhile {} ms",
+        waited.as_millis()
+    ))
 }
 
 /// A pod dies with a request in it: that one is told so at once, and nobody else notices. It is a POST: a GET may be
