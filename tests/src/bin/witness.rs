@@ -1,16 +1,17 @@
 //! The application of the end-to-end tests: it bears witness of every request that reaches it.
 //!
-//! Before it answers, it appends a line `POD ID OVERLAP` to the file `WITNESS_FILE`, which all its pods share and which
-//! outlives them: the pod's name, the request's `x-id`, and how many requests this process then had at once, this one
-//! included. `/delay/MS` answers after that time, `/body/MS` sends its head at once and its body after that time,
-//! `/status/CODE` with that status. `BOOT_DELAY_MS` delays listening. On SIGTERM it finishes what it has.
+//! Before it answers, it appends a line `POD ID OVERLAP` to the file `WITNESS_FILE`, if there is one, which all its pods
+//! share and which outlives them: the pod's name, the request's `x-id`, and how many requests this process then had at
+//! once, this one included. `/delay/MS` answers after that time, `/body/MS` sends its head at once and its body after that
+//! time, `/status/CODE` with that status. Header `x-listening` of each answer is when it began to listen, in microseconds
+//! of Unix time. `BOOT_DELAY_MS` delays listening. On SIGTERM it finishes what it has. With argument `crash` it fails at once.
 
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use http_body_util::StreamBody;
@@ -26,7 +27,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 struct Witness {
     pod: String,
-    file: File,
+    file: Option<File>,
+    /// Microseconds of Unix time; a header's value.
+    listening: String,
     now: AtomicUsize,
 }
 
@@ -54,31 +57,38 @@ impl Drop for Present {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
+    anyhow::ensure!(
+        std::env::args().nth(1).is_none_or(|word| word != "crash"),
+        "it crashes, as it was told to"
+    );
     let env = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set"));
     let mut terminate = signal(SignalKind::terminate())?;
-    let path = env("WITNESS_FILE")?;
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&path)
-        .with_context(|| path.clone())?;
+    let open = |path| OpenOptions::new().create(true).append(true).open(path);
+    let file = match env("WITNESS_FILE") {
+        Ok(path) => Some(open(&path).with_context(|| path.clone())?),
+        Err(_) => None,
+    };
     let pod = env("POD_NAME").unwrap_or_else(|_| format!("pid-{}", std::process::id()));
-    let witness = Arc::new(Witness {
-        pod,
-        file,
-        now: AtomicUsize::new(0),
-    });
     if let Ok(delay) = env("BOOT_DELAY_MS") {
         tokio::time::sleep(Duration::from_millis(delay.parse()?)).await;
     }
     let address = format!(
         "{}:{}",
         env("POD_IP").unwrap_or_else(|_| "127.0.0.1".to_owned()),
-        env("PORT")?
+        env("PORT").unwrap_or_else(|_| "8080".to_owned())
     );
     let listener = tokio::net::TcpListener::bind(&address)
         .await
         .with_context(|| address.clone())?;
+    let witness = Arc::new(Witness {
+        pod,
+        file,
+        listening: SystemTime::now()
+            .duration_since(UNIX_EPOCH)?
+            .as_micros()
+            .to_string(),
+        now: AtomicUsize::new(0),
+    });
     let (server, graceful) = (Builder::new(TokioExecutor::new()), GracefulShutdown::new());
     loop {
         let stream = tokio::select! {
@@ -110,7 +120,9 @@ async fn answer(
     if let (Some(id), Some(Present { overlap, .. })) = (id, &present) {
         // One write of a short line to a file opened for appending: lines of several processes do not mix.
         let line = format!("{} {id} {overlap}\n", witness.pod);
-        if let Err(error) = (&witness.file).write_all(line.as_bytes()) {
+        if let Some(mut file) = witness.file.as_ref()
+            && let Err(error) = file.write_all(line.as_bytes())
+        {
             eprintln!("witness: {error}");
         }
     }
@@ -134,6 +146,9 @@ async fn answer(
     let status = number("/status/").and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
     let mut response = Response::new(Full::new(text).boxed());
     *response.status_mut() = status.unwrap_or(StatusCode::OK);
+    if let Ok(listening) = witness.listening.parse() {
+        response.headers_mut().insert("x-listening", listening);
+    }
     drop(present);
     Ok(response)
 }

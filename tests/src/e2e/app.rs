@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::cluster::Cluster;
+use super::real::{IMAGE, real};
 
 /// The port of its Service. Above 1024, so that its own address can listen on it without privileges.
 pub const SERVICE_PORT: u16 = 8080;
@@ -14,8 +15,12 @@ pub struct App {
     replicas: u32,
     annotations: Vec<(String, String)>,
     environment: Vec<(String, String)>,
-    command: Option<Vec<String>>,
-    probe: String,
+    arguments: Vec<String>,
+    image: Option<String>,
+    probe: Option<String>,
+    node_port: bool,
+    witnessed: bool,
+    token: bool,
 }
 
 impl App {
@@ -27,8 +32,12 @@ impl App {
             replicas: 1,
             annotations: vec![],
             environment: vec![],
-            command: None,
-            probe: "tcpSocket: {port: 8080}".to_owned(),
+            arguments: vec![],
+            image: None,
+            probe: Some("tcpSocket: {port: 8080}".to_owned()),
+            node_port: real(),
+            witnessed: true,
+            token: true,
         }
         .annotate("scale-to-zero", "true")
         .annotate("keep-alive", "2s")
@@ -63,17 +72,45 @@ impl App {
         self
     }
 
-    /// Runs something else than the witness. Empty: the image decides, and there is none.
+    /// Gives the witness arguments.
     #[must_use]
-    pub fn command(mut self, command: &[&str]) -> Self {
-        self.command = Some(command.iter().map(|&word| word.to_owned()).collect());
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments = arguments.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
+    /// Runs another image, by its own command.
+    #[must_use]
+    pub fn image(mut self, image: &str) -> Self {
+        self.image = Some(image.to_owned());
         self
     }
 
     /// The readiness probe's action, as flow YAML.
     #[must_use]
     pub fn probe(mut self, action: &str) -> Self {
-        action.clone_into(&mut self.probe);
+        self.probe = Some(action.to_owned());
+        self
+    }
+
+    /// No NodePort, which a Service has on a real cluster otherwise.
+    #[must_use]
+    pub fn cluster_only(mut self) -> Self {
+        self.node_port = false;
+        self
+    }
+
+    /// Nothing is written down, so that the pod has no volume for it.
+    #[must_use]
+    pub fn unwitnessed(mut self) -> Self {
+        self.witnessed = false;
+        self
+    }
+
+    /// No service account's token is mounted.
+    #[must_use]
+    pub fn tokenless(mut self) -> Self {
+        self.token = false;
         self
     }
 
@@ -86,25 +123,44 @@ impl App {
     /// The Deployment alone.
     #[must_use]
     pub fn deployment(&self, cluster: &Cluster) -> String {
-        let Self {
-            name,
-            replicas,
-            probe,
-            ..
-        } = self;
-        let witness = vec![cluster.witness_binary().display().to_string()];
-        let command = self.command.as_ref().unwrap_or(&witness);
-        let command = if command.is_empty() {
-            String::new()
-        } else {
-            format!("        command: {command:?}\n")
+        let Self { name, replicas, .. } = self;
+        let image = match &self.image {
+            Some(image) => format!("        image: {image}\n"),
+            None => {
+                let mut command = vec![cluster.witness_program()];
+                command.extend_from_slice(&self.arguments);
+                format!("        image: {IMAGE}\n        command: {command:?}\n")
+            }
         };
-        let file = cluster.witness().path().display().to_string();
-        let mut environment = format!("        - {{name: WITNESS_FILE, value: {file:?}}}\n");
+        let mut environment = String::new();
+        // Writing to a String cannot fail.
         for (name, value) in &self.environment {
-            // Writing to a String cannot fail.
             let _ = writeln!(environment, "        - {{name: {name}, value: {value:?}}}");
         }
+        let (mut pod, mut mounts) = (String::new(), String::new());
+        if !self.token {
+            pod.push_str("      automountServiceAccountToken: false\n");
+        }
+        if self.witnessed {
+            let folder = cluster.witness_folder();
+            let _ = writeln!(
+                environment,
+                "        - {{name: WITNESS_FILE, value: {folder}/witness}}"
+            );
+            // The embedded cluster's pods are processes of this machine, and find it without a volume.
+            if cluster.is_real() {
+                let host = cluster.folder.display();
+                let _ = writeln!(pod, "      volumes: [{{name: e2e, hostPath: {{path: {host}}}}}]");
+                let _ = writeln!(
+                    mounts,
+                    "        volumeMounts: [{{name: e2e, mountPath: {folder}}}]"
+                );
+            }
+        }
+        let probe = self.probe.as_ref().map(|action| {
+            format!("        readinessProbe:\n          periodSeconds: 1\n          {action}\n")
+        });
+        let probe = probe.unwrap_or_default();
         format!(
             "apiVersion: apps/v1
 kind: Deployment
@@ -120,20 +176,16 @@ spec:
       labels: {{app: {name}}}
     spec:
       terminationGracePeriodSeconds: 5
-      containers:
+{pod}      containers:
       - name: app
-        image: dormouse.test/witness:1
-{command}        env:
+{image}        env:
 {environment}        - name: POD_NAME
           valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}
         - name: POD_IP
           valueFrom: {{fieldRef: {{fieldPath: status.podIP}}}}
         ports:
         - containerPort: 8080
-        readinessProbe:
-          periodSeconds: 1
-          {probe}
-"
+{mounts}{probe}"
         )
     }
 
@@ -148,6 +200,7 @@ spec:
         if !annotations.is_empty() {
             annotations.insert_str(0, "  annotations:\n");
         }
+        let kind = if self.node_port { "  type: NodePort\n" } else { "" };
         format!(
             "apiVersion: v1
 kind: Service
@@ -155,7 +208,7 @@ metadata:
   name: {name}
   namespace: default
 {annotations}spec:
-  selector: {{app: {name}}}
+{kind}  selector: {{app: {name}}}
   ports:
   - port: {SERVICE_PORT}
     targetPort: 8080

@@ -1,14 +1,13 @@
-//! One embedded cluster: `dormouse local` as a process, its client, and what it is asked for again and again.
+//! One cluster, embedded or real, and what it is asked for again and again. Where the two differ, it is in here, in
+//! `embedded.rs` and in `real.rs`; a scenario is the same function on both.
 
-use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use crds::condition;
 use crds::names;
 use crds::route::{Phase, Route};
@@ -20,19 +19,22 @@ use kube::api::{Patch, PatchParams, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::WatchEvent;
 use kube::{Api, Client, Config, ResourceExt};
-use rustix::process::Signal;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
-use super::app::{App, SERVICE_PORT};
-use super::process::{alive, descendants, kill, variable};
+use super::app::App;
+use super::embedded::Embedded;
+use super::process::{alive, descendants, variable};
+use super::real::{NODE_IP, Real, real};
 use super::wait::{eventually, wait_for};
 use super::witness::Witness;
 use super::{apply, binaries};
 
 /// Longest for anything that takes a cluster a moment. Generous: the machine is shared, and only a defect meets it.
 pub const SOON: Duration = Duration::from_secs(30);
+/// Longest until a process of the system is back: after a second kill the kubelet waits 10 s, after a third 20 s.
+const BACK: Duration = Duration::from_secs(90);
 
-/// How the system itself runs in the embedded cluster.
+/// How the system itself runs in the embedded cluster. On a real one it is always [`System::Pods`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum System {
     /// One activator and one autoscaler inside `dormouse local`.
@@ -41,75 +43,82 @@ pub enum System {
     Pods,
 }
 
-/// A running embedded cluster.
+/// A running cluster.
 pub struct Cluster {
     /// Speaks to its API over HTTP, as any tool would.
     pub client: Client,
     /// The file that `kubectl --kubeconfig` takes.
     pub kubeconfig: PathBuf,
-    /// Everything of this cluster is in it; it goes with it, unless the scenario failed.
+    /// Everything of this scenario is in it; it goes with it, unless the scenario failed.
     pub folder: PathBuf,
-    /// Where the front door listens.
-    pub front: SocketAddr,
-    /// The front door's process, which is all of the cluster but its pods.
-    pub pid: u32,
-    child: Child,
-    log: PathBuf,
-    witness_binary: PathBuf,
+    place: Place,
+}
+
+enum Place {
+    Embedded(Box<Embedded>),
+    Real(Real),
 }
 
 impl Cluster {
-    /// Starts a cluster and waits until its API and the whole system answer.
+    /// Starts an embedded cluster, or goes to the real one, and waits until its API and the whole system answer.
     ///
     /// # Errors
     /// It did not come up; the end of its log is in the error.
     pub async fn start(name: &str, system: System) -> Result<Self> {
-        let dormouse = tokio::task::spawn_blocking(|| binaries::binary("dormouse")).await??;
-        let witness_binary = binaries::binary("witness")?;
-        let folder = std::env::temp_dir().join(format!("dormouse-e2e-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        let (api, front) = (free_port()?, free_port()?);
-        let (kubeconfig, log) = (folder.join("kubeconfig"), folder.join("local.log"));
-        let output = File::create(&log)?;
-        let child = Command::new(&dormouse)
-            .arg("local")
-            .args(["--api", &api.to_string(), "--listen", &front.to_string()])
-            .args([
-                "--system",
-                if system == System::Pods {
-                    "pods"
-                } else {
-                    "in-process"
-                },
-            ])
-            .arg("--kubeconfig")
-            .arg(&kubeconfig)
-            .current_dir(&folder)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| dormouse.display().to_string())?;
-        let pid = child.id().context("it runs")?;
-        let client = match connect(&kubeconfig).await {
-            Ok(client) => client,
-            Err(error) => return Err(error.context(tail(&log, 40))),
+        let (place, folder, system) = if real() {
+            let real = Real::attach()?;
+            let folder = real.scenario_folder(name);
+            std::fs::create_dir_all(&folder)?;
+            (Place::Real(real), folder, System::Pods)
+        } else {
+            let folder = std::env::temp_dir().join(format!("dormouse-e2e-{}-{name}", std::process::id()));
+            std::fs::create_dir_all(&folder)?;
+            let embedded = Embedded::start(&folder, system).await?;
+            (Place::Embedded(Box::new(embedded)), folder, system)
+        };
+        let kubeconfig = match &place {
+            Place::Embedded(embedded) => embedded.kubeconfig.clone(),
+            Place::Real(real) => real.kubeconfig.clone(),
+        };
+        let client = match (connect(&kubeconfig).await, &place) {
+            (Ok(client), _) => client,
+            (Err(error), Place::Embedded(embedded)) => return Err(error.context(embedded.log(40))),
+            (Err(error), Place::Real(_)) => return Err(error),
         };
         let cluster = Self {
             client,
             kubeconfig,
             folder,
-            front,
-            pid,
-            child,
-            log,
-            witness_binary,
+            place,
         };
-        if let Err(error) = cluster.wait_for_system(system).await {
-            return Err(error.context(tail(&cluster.log, 80)));
+        if let Err(error) = cluster.prepare(system).await {
+            return Err(error.context(cluster.log(80).await));
         }
         Ok(cluster)
+    }
+
+    /// Whether it is a real Kubernetes.
+    #[must_use]
+    pub fn is_real(&self) -> bool {
+        matches!(self.place, Place::Real(_))
+    }
+
+    /// The process that everything of the cluster descends from.
+    fn root(&self) -> u32 {
+        match &self.place {
+            Place::Embedded(embedded) => embedded.pid,
+            Place::Real(real) => real.pid,
+        }
+    }
+
+    /// The process of one of Kubernetes' own parts: `kube-apiserver`, `etcd`, `kubelet`, `kube-proxy`. The embedded
+    /// cluster has none.
+    #[must_use]
+    pub fn component(&self, name: &str) -> Option<u32> {
+        match &self.place {
+            Place::Embedded(_) => None,
+            Place::Real(real) => real.component(name),
+        }
     }
 
     /// Objects of a kind in namespace `default`.
@@ -146,10 +155,22 @@ impl Cluster {
         Witness::new(&self.folder)
     }
 
-    /// The test application's program.
+    /// The test application's program, where its pods find it.
     #[must_use]
-    pub fn witness_binary(&self) -> &Path {
-        &self.witness_binary
+    pub fn witness_program(&self) -> String {
+        match &self.place {
+            Place::Embedded(embedded) => embedded.witness.display().to_string(),
+            Place::Real(_) => super::real::PROGRAM.to_owned(),
+        }
+    }
+
+    /// The folder of this scenario, where pods of the test application find it.
+    #[must_use]
+    pub fn witness_folder(&self) -> String {
+        match &self.place {
+            Place::Embedded(_) => self.folder.display().to_string(),
+            Place::Real(_) => super::real::MOUNT.to_owned(),
+        }
     }
 
     /// The program under test.
@@ -182,23 +203,47 @@ impl Cluster {
         ))
     }
 
-    /// `http://CLUSTER-IP:PORT`, which kube-proxy's part of the embedded cluster listens on.
+    /// `http://CLUSTER-IP:PORT`, its first port.
     ///
     /// # Errors
     /// There is no such Service, or it has no address.
     pub async fn url(&self, service: &str) -> Result<String> {
-        let service: Service = self.api().get(service).await?;
-        let ip = service
-            .spec
-            .and_then(|spec| spec.cluster_ip)
-            .context("a cluster IP")?;
-        Ok(format!("http://{ip}:{SERVICE_PORT}"))
+        Ok(self.urls(service).await?.remove(0))
     }
 
-    /// `http://NAME.localhost:PORT`, through the front door.
-    #[must_use]
-    pub fn front_url(&self, service: &str) -> String {
-        format!("http://{service}.localhost:{}", self.front.port())
+    /// All addresses at which a Service is reached: its ClusterIP, and on a real cluster the NodePort if it has one.
+    ///
+    /// # Errors
+    /// There is no such Service, or it has no address.
+    pub async fn urls(&self, service: &str) -> Result<Vec<String>> {
+        self.urls_in("default", service).await
+    }
+
+    pub(super) async fn urls_in(&self, namespace: &str, service: &str) -> Result<Vec<String>> {
+        let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+        let spec = services.get(service).await?.spec.context("a spec")?;
+        let ip = spec.cluster_ip.context("a cluster IP")?;
+        let ports = spec.ports.unwrap_or_default();
+        let port = ports.first().context("a port")?;
+        let mut urls = vec![format!("http://{ip}:{}", port.port)];
+        if self.is_real()
+            && let Some(port) = port.node_port
+        {
+            urls.push(format!("http://{NODE_IP}:{port}"));
+        }
+        Ok(urls)
+    }
+
+    /// `http://NAME.localhost:PORT`, through the embedded cluster's front door; a real one has none, and it is the
+    /// Service's own address.
+    ///
+    /// # Errors
+    /// As [`Cluster::url`].
+    pub async fn front_url(&self, service: &str) -> Result<String> {
+        match &self.place {
+            Place::Embedded(embedded) => Ok(format!("http://{service}.localhost:{}", embedded.front.port())),
+            Place::Real(_) => self.url(service).await,
+        }
     }
 
     /// Waits until the Route of `service` satisfies `check`.
@@ -338,10 +383,10 @@ impl Cluster {
     /// Waits until exactly `count` ready pods of the system have names that begin with `name`.
     ///
     /// # Errors
-    /// There are not within [`SOON`].
+    /// There are not in time.
     pub async fn wait_system(&self, name: &str, count: usize) -> Result<()> {
         let pods = self.system_api::<Pod>();
-        wait_for(pods, &format!("{count} {name} pods"), SOON, |pods| {
+        wait_for(pods, &format!("{count} {name} pods"), BACK, |pods| {
             let mut ours = pods.values().filter(|pod| pod.name_any().starts_with(name));
             let (all, ready) = (
                 ours.clone().count(),
@@ -373,7 +418,7 @@ impl Cluster {
     /// The process of a pod: the first in the cluster's tree that was started with the pod's name.
     #[must_use]
     pub fn process_of(&self, pod: &str) -> Option<u32> {
-        descendants(self.pid).into_iter().find(|pid| {
+        descendants(self.root()).into_iter().find(|pid| {
             alive(*pid)
                 && ["POD_NAME", "HOSTNAME"]
                     .iter()
@@ -399,7 +444,7 @@ impl Cluster {
     /// What is worth knowing when a scenario has failed.
     pub async fn describe(&self) -> String {
         let looking = async {
-            let mut text = tail(&self.log, 120);
+            let mut text = self.log(120).await;
             for route in self
                 .api::<Route>()
                 .list(&Default::default())
@@ -430,32 +475,46 @@ impl Cluster {
         };
         match tokio::time::timeout(Duration::from_secs(5), looking).await {
             Ok(Ok(text)) => text,
-            Ok(Err(error)) => format!("{}\nthe API does not answer: {error:#}", tail(&self.log, 120)),
-            Err(_) => format!("{}\nthe API hangs", tail(&self.log, 120)),
+            Ok(Err(error)) => format!("{}\nthe API does not answer: {error:#}", self.log(120).await),
+            Err(_) => format!("{}\nthe API hangs", self.log(120).await),
         }
     }
 
-    /// Ends the cluster in order, and returns what of its processes still runs.
-    pub(super) async fn stop(mut self) -> Vec<u32> {
-        let processes = descendants(self.pid);
-        // Already gone is gone too.
-        let _ = kill(self.pid, Signal::TERM);
-        if tokio::time::timeout(SOON, self.child.wait()).await.is_err() {
-            let _ = self.child.kill().await;
+    /// The end of what the system printed.
+    async fn log(&self, lines: usize) -> String {
+        match &self.place {
+            Place::Embedded(embedded) => embedded.log(lines),
+            Place::Real(_) => {
+                let logs = Real::log(&self.client, i64::try_from(lines).unwrap_or(i64::MAX));
+                let logs = tokio::time::timeout(Duration::from_secs(3), logs).await;
+                logs.unwrap_or_else(|_| "the API hangs".to_owned())
+            }
         }
-        let gone = async || processes.iter().all(|pid| !alive(*pid)).then_some(());
-        let _ = eventually("all processes gone", Duration::from_secs(5), gone).await;
-        let left: Vec<u32> = processes.into_iter().filter(|pid| alive(*pid)).collect();
-        for pid in &left {
-            let _ = kill(*pid, Signal::KILL);
-        }
+    }
+
+    /// Ends an embedded cluster in order; leaves nothing of the scenario on a real one. Returns what is left all the same.
+    pub(super) async fn stop(self) -> Vec<String> {
+        let left: Vec<String> = match self.place {
+            Place::Embedded(embedded) => {
+                let left = embedded.stop().await;
+                left.iter().map(|pid| format!("process {pid}")).collect()
+            }
+            Place::Real(_) => {
+                let cleared = Real::clear(&self.client).await;
+                cleared.err().iter().map(|error| format!("{error:#}")).collect()
+            }
+        };
         if left.is_empty() {
             let _ = std::fs::remove_dir_all(&self.folder);
         }
         left
     }
 
-    async fn wait_for_system(&self, system: System) -> Result<()> {
+    async fn prepare(&self, system: System) -> Result<()> {
+        if self.is_real() {
+            Real::clear(&self.client).await?;
+            Real::replace_killed(&self.client).await?;
+        }
         let what = format!("the system, {system:?}");
         eventually(&what, Duration::from_secs(60), async || self.leader().await.ok()).await?;
         if system == System::Pods {
@@ -477,7 +536,7 @@ pub fn ready(pod: &Pod) -> bool {
         .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-async fn connect(kubeconfig: &Path) -> Result<Client> {
+async fn connect(kubeconfig: &std::path::Path) -> Result<Client> {
     eventually("the cluster's API", Duration::from_secs(60), async || {
         let config = Kubeconfig::read_from(kubeconfig).ok()?;
         let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
@@ -487,20 +546,4 @@ async fn connect(kubeconfig: &Path) -> Result<Client> {
         client.apiserver_version().await.ok().map(|_| client)
     })
     .await
-}
-
-/// A port that nobody has at this moment. Scenarios take turns, so it stays free long enough.
-fn free_port() -> Result<SocketAddr> {
-    let listener =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| anyhow!("a free port: {error}"))?;
-    Ok(listener.local_addr()?)
-}
-
-/// The last `lines` lines of a file.
-fn tail(path: &Path, lines: usize) -> String {
-    let text = std::fs::read(path)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default();
-    let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
 }

@@ -69,10 +69,16 @@ impl Load {
 /// # Errors
 /// The URL cannot be read.
 pub fn steady(url: &str, per_second: f64) -> Result<Options> {
-    let mut options = Options::new(
-        vec![target(url)?],
-        loadtest::Load::Open(Schedule::rate(per_second)),
-    );
+    steady_over(&[url.to_owned()], per_second)
+}
+
+/// As [`steady`], to each of `urls` in turn.
+///
+/// # Errors
+/// A URL cannot be read.
+pub fn steady_over(urls: &[String], per_second: f64) -> Result<Options> {
+    let targets = urls.iter().map(|url| target(url)).collect::<Result<_>>()?;
+    let mut options = Options::new(targets, loadtest::Load::Open(Schedule::rate(per_second)));
     options.connections = Connections::Fresh;
     options.duration = Duration::from_secs(3600);
     Ok(options)

@@ -1,16 +1,20 @@
-//! The harness of the scenarios: one embedded cluster at a time, real processes, and everything gone afterwards.
+//! The harness of the scenarios: one cluster at a time, real processes, and everything gone afterwards.
 //!
 //! [`scenario`] does all of it: it waits for the machine (scenarios share two cores, so a lock in a file makes them take
-//! turns, also between test executables), starts `dormouse local`, hands the [`Cluster`] to the scenario, prints its line
-//! of figures or, if it failed, what the cluster looked like, and takes all down. Waiting is watching, with a deadline;
-//! nothing sleeps for luck. What the embedded cluster prints and where it puts things is known in `cluster.rs` only.
+//! turns, also between test executables), starts `dormouse local` or goes to the real cluster that `tests/cluster/run`
+//! has started, hands the [`Cluster`] to the scenario, prints its line of figures or, if it failed, what the cluster
+//! looked like, and takes all down. Waiting is watching, with a deadline; nothing sleeps for luck. Where the two clusters
+//! put things is known in `embedded.rs` and `real.rs` only.
 
 mod app;
 mod apply;
 mod binaries;
 mod cluster;
+mod control;
+mod embedded;
 mod load;
 mod process;
+mod real;
 mod wait;
 mod witness;
 
@@ -20,8 +24,10 @@ use std::time::Duration;
 pub use app::{App, SERVICE_PORT};
 pub use apply::{apply, apply_as, kubectl};
 pub use cluster::{Cluster, SOON, System, ready};
-pub use load::{ID_HEADER, Load, answer, get, steady, wake};
+pub use control::Control;
+pub use load::{ID_HEADER, Load, answer, get, steady, steady_over, wake};
 pub use process::{alive, cpu_seconds, descendants, kill, resident_bytes};
+pub use real::real;
 pub use rustix::process::Signal;
 pub use wait::{eventually, wait_for};
 pub use witness::{Seen, Witness, first_errors};
@@ -80,7 +86,7 @@ where
             eprintln!("{}", cluster.describe().await);
         }
         let left = cluster.stop().await;
-        failure.or_else(|| (!left.is_empty()).then(|| format!("left running: {left:?}")))
+        failure.or_else(|| (!left.is_empty()).then(|| format!("left behind: {left:?}")))
     });
     drop(turn);
     if let Some(failure) = failure {

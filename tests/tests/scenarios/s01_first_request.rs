@@ -30,7 +30,7 @@ fn a_sleeping_example_answers_one_request_and_every_phase_has_its_reason() {
 
         let seen = watch_phases(cluster, &name).await?;
         let start = tokio::time::Instant::now();
-        let body = e2e::answer(&cluster.front_url(&name), SOON).await?;
+        let body = e2e::answer(&cluster.front_url(&name).await?, SOON).await?;
         let took = start.elapsed();
         ensure!(!body.is_empty(), "an answer has a body");
         cluster.wait_phase(&name, Phase::Awake, SOON).await?;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::ensure;
-use dormouse_tests::e2e::{self, App, Cluster, Load, System};
+use dormouse_tests::e2e::{self, App, Cluster, Control, Load, System};
 
 #[test]
 fn clients_that_all_come_at_once_to_zero_pods_are_all_answered_and_pods_rise_and_return_to_zero() {
@@ -17,10 +17,15 @@ fn clients_that_all_come_at_once_to_zero_pods_are_all_answered_and_pods_rise_and
         cluster.apply(&app).await?;
         cluster.wait_asleep("web", Duration::from_secs(60)).await?;
         let peak = cluster.watch_peak("web").await?;
-        let url = format!("{}/delay/100", cluster.url("web").await?);
-        let mut options = loadtest::Options::new(vec![url.parse()?], loadtest::Load::Closed(clients));
-        options.duration = Duration::from_secs(seconds);
-        let results = Load::start("s2", options).await?.finish().await;
+        let options = |urls: &[String]| {
+            let targets = urls.iter().map(|url| format!("{url}/delay/100").parse());
+            let targets = targets.collect::<Result<_, _>>()?;
+            let mut options = loadtest::Options::new(targets, loadtest::Load::Closed(clients));
+            options.duration = Duration::from_secs(seconds);
+            Ok(options)
+        };
+        let load = options(&cluster.urls("web").await?)?;
+        let results = Load::start("s2", load).await?.finish().await;
         let pods = cluster.witness().proves("s2", &results)?.pods.len();
         cluster.wait_replicas("web", 0, Duration::from_secs(60)).await?;
         cluster.wait_asleep("web", e2e::SOON).await?;
@@ -29,9 +34,13 @@ fn clients_that_all_come_at_once_to_zero_pods_are_all_answered_and_pods_rise_and
             peak > 1 && peak <= most,
             "by concurrency there should be 2 to {most} pods, there were {peak}"
         );
+        // After it, not beside it: together they would be twice as many clients.
+        let mut control = Control::prepare(cluster, 2).await?;
+        control.start(options).await?;
+        let control = control.finish().await?;
         let (p50, max) = (results.latency.percentile(50.0), results.latency.max());
         Ok(format!(
-            "{clients} clients, {} requests, none failed, slowest {max:?}, p50 {p50:?}, {peak} pods ({pods} served)",
+            "{clients} clients, {} requests, none failed, slowest {max:?}, p50 {p50:?}, {peak} pods ({pods} served){control}",
             results.ok,
         ))
     });

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use crds::route::Phase;
-use dormouse_tests::e2e::{self, App, Cluster, Load, SOON, System};
+use dormouse_tests::e2e::{self, App, Cluster, Control, Load, SOON, System};
 use k8s_openapi::api::apps::v1::Deployment;
 
 #[test]
@@ -21,7 +21,10 @@ fn no_request_of_a_steady_client_fails_is_answered_twice_or_is_lost_over_any_edg
                 conditions.is_some_and(|list| crds::condition::is_true(list, crds::condition::CAPTURED))
             })
             .await?;
-        let load = Load::start("s3", e2e::steady(&cluster.url("web").await?, 20.0)?).await?;
+        let mut control = Control::prepare(cluster, 1).await?;
+        let steady = |urls: &[String]| e2e::steady_over(urls, 20.0);
+        control.start(steady).await?;
+        let load = Load::start("s3", steady(&cluster.urls("web").await?)?).await?;
         for cycle in 1..=cycles {
             cluster.wait_phase("web", Phase::Awake, SOON).await?;
             let (code, out, error) = cluster.run(&["sleep", "web"]).await?;
@@ -33,6 +36,7 @@ fn no_request_of_a_steady_client_fails_is_answered_twice_or_is_lost_over_any_edg
         }
         cluster.wait_phase("web", Phase::Awake, SOON).await?;
         let results = load.stop().await;
+        let control = control.stop().await?;
         let seen = cluster.witness().proves("s3", &results)?;
         let pods = seen.pods.len() as i64;
         ensure!(
@@ -46,7 +50,7 @@ fn no_request_of_a_steady_client_fails_is_answered_twice_or_is_lost_over_any_edg
             results.latency.max(),
         );
         Ok(format!(
-            "{cycles} cycles, {} requests, none failed, twice or lost; p50 {p50:?} p99 {p99:?} max {max:?}; {pods} pods",
+            "{cycles} cycles, {} requests, none failed, twice or lost; p50 {p50:?} p99 {p99:?} max {max:?}; {pods} pods{control}",
             results.ok
         ))
     });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use crds::route::{Phase, Route};
-use dormouse_tests::e2e::{self, App, Cluster, Load, System};
+use dormouse_tests::e2e::{self, App, Cluster, Control, Load, System};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -27,7 +27,10 @@ fn a_live_service_is_captured_and_given_back_as_it_was_without_a_failed_request(
         })
         .await?;
         let before = state(cluster).await?;
-        let load = Load::start("s4", e2e::steady(&cluster.url("web").await?, 100.0)?).await?;
+        let mut control = Control::prepare(cluster, 2).await?;
+        let steady = |urls: &[String]| e2e::steady_over(urls, 100.0);
+        control.start(steady).await?;
+        let load = Load::start("s4", steady(&cluster.urls("web").await?)?).await?;
         for round in 1..=rounds {
             let keep = [("scale-to-zero", Some("true")), ("keep-alive", Some("600s"))];
             cluster.annotate("web", &keep).await?;
@@ -47,13 +50,14 @@ fn a_live_service_is_captured_and_given_back_as_it_was_without_a_failed_request(
             });
         }
         let results = load.stop().await;
+        let control = control.stop().await?;
         cluster.witness().proves("s4", &results)?;
         let after = state(cluster).await?;
         ensure!(before == after, "not as it was:\n{before:#?}\n{after:#?}");
         let (p50, max) = (results.latency.percentile(50.0), results.latency.max());
         let sent = results.ok;
         Ok(format!(
-            "{rounds} rounds, {sent} requests, none failed, twice or lost; p50 {p50:?} max {max:?}"
+            "{rounds} rounds, {sent} requests, none failed, twice or lost; p50 {p50:?} max {max:?}{control}"
         ))
     });
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use crds::condition;
 use crds::route::Phase;
-use dormouse_tests::e2e::{self, App, Cluster, Load, SOON, System};
+use dormouse_tests::e2e::{self, App, Cluster, Control, Load, SOON, System};
 
 #[test]
 fn applying_the_original_manifests_every_second_fails_no_request_and_names_who_flaps() {
@@ -22,7 +22,10 @@ fn applying_the_original_manifests_every_second_fails_no_request_and_names_who_f
         cluster
             .wait_phase("web", Phase::Awake, Duration::from_secs(60))
             .await?;
-        let load = Load::start("s10", e2e::steady(&cluster.url("web").await?, 50.0)?).await?;
+        let mut control = Control::prepare(cluster, 1).await?;
+        let steady = |urls: &[String]| e2e::steady_over(urls, 50.0);
+        control.start(steady).await?;
+        let load = Load::start("s10", steady(&cluster.urls("web").await?)?).await?;
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         for round in 0..rounds {
             ticks.tick().await;
@@ -45,11 +48,12 @@ fn applying_the_original_manifests_every_second_fails_no_request_and_names_who_f
         let message =
             condition::find(&conditions, condition::SELECTOR_CONFLICT).map(|found| found.message.clone());
         let results = load.stop().await;
+        let control = control.stop().await?;
         cluster.witness().proves("s10", &results)?;
         ensure!(results.ok > 0, "there was traffic");
         let max = results.latency.max();
         Ok(format!(
-            "{rounds} applies, {} requests, none failed, max {max:?}; {message:?}",
+            "{rounds} applies, {} requests, none failed, max {max:?}{control}; {message:?}",
             results.ok
         ))
     });

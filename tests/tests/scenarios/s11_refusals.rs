@@ -61,6 +61,7 @@ fn whatever_cannot_work_says_why_in_a_condition_an_event_doctor_and_to_the_clien
 fn misconfigured(cluster: &Cluster) -> Vec<(&'static str, String, Promise, &'static str)> {
     let captured = |reason| (condition::CAPTURED, "False", reason);
     let headless = App::new("headless")
+        .cluster_only()
         .yaml(cluster)
         .replace("spec:\n  selector: {app: headless}\n  ports", {
             "spec:\n  clusterIP: None\n  selector: {app: headless}\n  ports"
@@ -104,12 +105,13 @@ fn broken() -> Vec<(&'static str, App, Promise)> {
     vec![
         (
             "crashes",
-            app("crashes").command(&["/bin/false"]),
+            app("crashes").arguments(&["crash"]),
             unhealthy(reason::CRASH_LOOP),
         ),
         (
             "imageless",
-            app("imageless").command(&[]),
+            // Nobody serves images there, so the answer comes at once.
+            app("imageless").image("127.0.0.1:1/absent:1"),
             unhealthy(reason::IMAGE_PULL),
         ),
         (

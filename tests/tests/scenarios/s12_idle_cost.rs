@@ -11,7 +11,13 @@ use futures::{StreamExt, TryStreamExt};
 #[test]
 fn idle_services_cost_little_memory_and_hardly_any_processor_time() {
     e2e::scenario(12, System::Pods, async |cluster: &mut Cluster| {
-        let (services, seconds) = e2e::size((60, 5), (1_000, 30));
+        // A real API server answers in milliseconds what the embedded one answers in microseconds: capturing a thousand
+        // would take most of the suite's time there and show nothing that 300 do not.
+        let (services, seconds) = if cluster.is_real() {
+            (300, 20)
+        } else {
+            e2e::size((60, 5), (1_000, 30))
+        };
         let start = tokio::time::Instant::now();
         let cluster_ref = &*cluster;
         futures::stream::iter(0..services)
