@@ -43,6 +43,12 @@ impl App {
         .annotate("keep-alive", "2s")
     }
 
+    /// Its name, which Deployment and Service have.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Sets annotation `dormouse.dev/KEY` on the Service.
     #[must_use]
     pub fn annotate(mut self, key: &str, value: &str) -> Self {

@@ -102,6 +102,15 @@ fn target(url: &str) -> Result<Target> {
 /// # Errors
 /// There was no complete answer within `limit`.
 pub async fn get(url: &str, limit: Duration) -> Result<(u16, String)> {
+    let response = fetch(url, limit).await?;
+    Ok((response.status().as_u16(), response.into_body()))
+}
+
+/// As [`get`], with the headers of the answer.
+///
+/// # Errors
+/// As [`get`].
+pub async fn fetch(url: &str, limit: Duration) -> Result<http::Response<String>> {
     let target = target(url)?;
     let address = target.resolve().await?;
     tokio::time::timeout(limit, exchange(&target, address))
@@ -119,7 +128,7 @@ pub async fn answer(url: &str, limit: Duration) -> Result<String> {
     Ok(body)
 }
 
-async fn exchange(target: &Target, address: SocketAddr) -> Result<(u16, String)> {
+async fn exchange(target: &Target, address: SocketAddr) -> Result<http::Response<String>> {
     let stream = tokio::net::TcpStream::connect(address)
         .await
         .with_context(|| address.to_string())?;
@@ -129,7 +138,8 @@ async fn exchange(target: &Target, address: SocketAddr) -> Result<(u16, String)>
         .header(http::header::HOST, target.authority.as_str())
         .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
-    let status = response.status().as_u16();
-    let body = response.into_body().collect().await?.to_bytes();
-    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    let (head, body) = response.into_parts();
+    let body = body.collect().await?.to_bytes();
+    let text = String::from_utf8_lossy(&body).into_owned();
+    Ok(http::Response::from_parts(head, text))
 }

@@ -25,7 +25,7 @@ pub use app::{App, SERVICE_PORT};
 pub use apply::{apply, apply_as, kubectl};
 pub use cluster::{Cluster, SOON, System, ready};
 pub use control::Control;
-pub use load::{ID_HEADER, Load, answer, get, steady, steady_over, wake};
+pub use load::{ID_HEADER, Load, answer, fetch, get, steady, steady_over, wake};
 pub use process::{alive, cpu_seconds, descendants, kill, resident_bytes};
 pub use real::real;
 pub use rustix::process::Signal;

@@ -1,6 +1,7 @@
-//! What must be seen working, one file a scenario: real processes, real sockets, one embedded cluster at a time.
+//! What must be seen working, one file a scenario: real processes, real sockets, one cluster at a time.
 //!
-//! `cargo test -p dormouse-tests --test scenarios s03` runs one of them; `DORMOUSE_E2E=full` runs them at full size.
+//! `cargo test -p dormouse-tests --test scenarios s03` runs one of them; `DORMOUSE_E2E=full` runs them at full size;
+//! `tests/cluster/run s03` runs it on a real Kubernetes.
 
 mod s01_first_request;
 mod s02_from_zero;
@@ -14,3 +15,4 @@ mod s09_fail_open;
 mod s10_foreign_writers;
 mod s11_refusals;
 mod s12_idle_cost;
+mod s13_cold_start;

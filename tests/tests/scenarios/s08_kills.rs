@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use crds::names;
 use crds::route::{Phase, Route};
-use dormouse_tests::e2e::{self, App, Cluster, Load, SOON, Signal, System};
+use dormouse_tests::e2e::{self, App, Cluster, Control, Load, SOON, Signal, System};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -29,6 +29,8 @@ fn killing_any_part_costs_no_more_than_what_it_held_and_everything_comes_back() 
             .wait_phase("warm", Phase::Awake, Duration::from_secs(60))
             .await?;
         cluster.wait_asleep("cold", Duration::from_secs(60)).await?;
+        let mut control = Control::prepare(cluster, 2).await?;
+        control.start(|urls| e2e::steady_over(urls, 50.0)).await?;
         let before = objects(cluster).await?;
         let mut figures = Vec::new();
 
@@ -62,6 +64,9 @@ fn killing_any_part_costs_no_more_than_what_it_held_and_everything_comes_back() 
         cluster.wait_system(names::LEASE, 2).await?;
 
         figures.push(api_server(cluster).await?);
+        if cluster.is_real() {
+            figures.push(parts(cluster).await?);
+        }
         figures.push(mid_request(cluster).await?);
         figures.push(all_pods(cluster).await?);
         figures.push(wake_without_autoscaler(cluster).await?);
@@ -75,14 +80,14 @@ fn killing_any_part_costs_no_more_than_what_it_held_and_everything_comes_back() 
                 objects(cluster).await?
             );
         }
-        Ok(figures.join("; "))
+        Ok(figures.join("; ") + &control.stop().await?)
     });
 }
 
 /// Runs `kill` in the middle of steady traffic on the warm Service and says how many requests failed.
 async fn under_load(cluster: &Cluster, what: &str, kill: impl AsyncFnOnce() -> Result<()>) -> Result<u64> {
     let prefix = format!("s8-{}", what.replace(' ', "-"));
-    let load = Load::start(&prefix, e2e::steady(&cluster.url("warm").await?, 50.0)?).await?;
+    let load = Load::start(&prefix, e2e::steady_over(&cluster.urls("warm").await?, 50.0)?).await?;
     progress(&load, 50).await?;
     kill().await.with_context(|| what.to_owned())?;
     let answered = load.answered();
@@ -124,9 +129,15 @@ async fn api_server(cluster: &Cluster) -> Result<String> {
     let cold = cluster.url("cold").await?;
     let mut waited = Duration::ZERO;
     let failed = under_load(cluster, "the API server", async || {
-        let outage = format!("/local/outage?seconds={AWAY}");
-        let outage = http::Request::post(outage).body(Vec::new())?;
-        cluster.client.request_text(outage).await?;
+        match cluster.component("kube-apiserver") {
+            // It comes back by itself, in about five seconds.
+            Some(process) => e2e::kill(process, Signal::KILL)?,
+            None => {
+                let outage = format!("/local/outage?seconds={AWAY}");
+                let outage = http::Request::post(outage).body(Vec::new())?;
+                cluster.client.request_text(outage).await?;
+            }
+        }
         let away = async || cluster.client.apiserver_version().await.is_err().then_some(());
         e2e::eventually("the API is away", SOON, away).await?;
         let start = tokio::time::Instant::now();
@@ -144,6 +155,32 @@ async fn api_server(cluster: &Cluster) -> Result<String> {
         "API server away for {AWAY} s: 0, a wake meanwhile {} ms",
         waited.as_millis()
     ))
+}
+
+/// Kubernetes' other parts die and come back: traffic goes on, and afterwards a sleeping Service wakes as ever.
+async fn parts(cluster: &Cluster) -> Result<String> {
+    let cold = cluster.url("cold").await?;
+    let mut figures = Vec::new();
+    for part in ["etcd", "kubelet", "kube-proxy"] {
+        cluster.wait_asleep("cold", Duration::from_secs(60)).await?;
+        let process = cluster
+            .component(part)
+            .with_context(|| format!("the process of {part}"))?;
+        let failed = under_load(cluster, part, async || {
+            e2e::kill(process, Signal::KILL)?;
+            let back = async || cluster.component(part).filter(|new| *new != process);
+            e2e::eventually(part, SOON, back).await.map(drop)
+        })
+        .await?;
+        ensure!(failed == 0, "the death of {part} cost {failed} requests");
+        let start = tokio::time::Instant::now();
+        e2e::answer(&cold, SOON)
+            .await
+            .with_context(|| format!("a wake after the death of {part}"))?;
+        let took = start.elapsed().as_millis();
+        figures.push(format!("{part}: 0, a wake after it {took} ms"));
+    }
+    Ok(figures.join("; "))
 }
 
 /// A pod dies with a request in it: that one is told so at once, and nobody else notices. It is a POST: a GET may be
