@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Service};
 use kube::Client;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -18,10 +18,9 @@ use crate::api::Api;
 use crate::cluster::{Cluster, NODE};
 use crate::config::{Args, SystemMode};
 use crate::controllers;
-use crate::informer::Key;
 use crate::kubeconfig::{Folder, random};
 use crate::manifests::{Manifests, Outcome};
-use crate::network::{Front, Limit, Proxy, Publish, is_shown, url};
+use crate::network::{Directory, Front, Limit, Proxy, Publish};
 use crate::pods::{Addresses, Logs, Runner, Settings, Spawner};
 use crate::system::{self, Part, System};
 
@@ -215,7 +214,7 @@ pub async fn run(args: Args, system: System, shutdown: CancellationToken) -> any
         kubeconfig.clone(),
     );
     let outcome = manifests.apply_all().await;
-    banner(&running, front_address, api_address, &kubeconfig).await;
+    banner(&client, front_address, api_address, &kubeconfig).await;
     report(&outcome);
     let ended = if args.no_reload {
         shutdown.cancelled().await;
@@ -331,17 +330,18 @@ async fn end(
 }
 
 /// What a person needs to know first.
-async fn banner(running: &Running, front: SocketAddr, api: SocketAddr, kubeconfig: &Path) {
-    // The applied Services arrive in the picture a moment later.
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    let services = running.cluster.services.all();
-    let shown = services
-        .iter()
-        .filter(|service| is_shown(service))
-        .map(|service| Key::of(&**service));
-    println!("Services:");
-    for key in shown {
-        println!("  {key:<30} {}", url(&key, front));
+async fn banner(client: &Client, front: SocketAddr, api: SocketAddr, kubeconfig: &Path) {
+    // From the API, because the picture may not have what was applied in this instant.
+    let services: kube::Api<Service> = kube::Api::all(client.clone());
+    match services.list(&ListParams::default()).await {
+        Ok(services) => {
+            let services: Vec<_> = services.items.into_iter().map(Arc::new).collect();
+            println!("Services:");
+            for line in Directory::new(&services, front).lines() {
+                println!("  {line}");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "Services not listed"),
     }
     println!("API:  http://{api}");
     println!("      kubectl --kubeconfig {} get pods", kubeconfig.display());

@@ -1,20 +1,29 @@
 //! Create, update and patch: from the stored object to the next one.
 //!
-//! `decode → structure → metadata → defaults → validate → managed fields → commit`. A commit fails if anyone wrote in
-//! between; a patch that named no resourceVersion is then tried again on the new object, as in Kubernetes.
+//! `decode → structure → metadata → defaults → validate → managed fields → commit`. Here the verbs, in [`insert`] what
+//! becomes of an object that was not there, in [`commit`] of one that was, in [`effects`] what follows. A commit fails
+//! if anyone wrote in between; a patch that named no resourceVersion is then tried again on the new object, as in
+//! Kubernetes.
+
+mod commit;
+mod effects;
+mod insert;
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use self::commit::commit_applied;
+pub(crate) use self::commit::{commit, has_spec_finalizers};
+use self::insert::insert;
 use super::apply::{self, Manager, Operation};
 use super::fieldset::FieldSet;
 use super::request::{Request, Validation};
-use super::resources::{Resource, from_crd};
+use super::resources::Resource;
 use super::router::{Answer, Reply};
 use super::status::{ApiError, Cause};
-use super::store::{Key, Refused, Stored};
-use super::{Api, codec, convert, defaults, names, patch, read, structural, validate};
+use super::store::Stored;
+use super::{codec, convert, patch, read, structural};
 
 /// How often a patch is tried when others write in between, as in Kubernetes.
 const PATCH_TRIES: usize = 5;
@@ -42,6 +51,14 @@ impl Intent {
             validation: request.validation()?,
             applied: None,
         })
+    }
+
+    /// The manager as it is written down: objects of two versions are owned in the version in which they are stored.
+    fn manager_of(&self, stored_as: &Resource) -> Manager {
+        Manager {
+            api_version: stored_as.api_version(),
+            ..self.manager.clone()
+        }
     }
 }
 
@@ -106,185 +123,6 @@ pub(crate) fn create(request: &Request<'_>) -> Result<Answer, ApiError> {
         &request.resource.plural,
         "generated name",
     ))
-}
-
-/// Creates `object`, which is in the request's version.
-fn insert(
-    request: &Request<'_>,
-    mut object: Value,
-    intent: &Intent,
-    warnings: &mut Vec<String>,
-) -> Result<Arc<Stored>, ApiError> {
-    let (api, resource) = (request.api, &request.resource);
-    *warnings = structural::check(resource, &mut object, intent.validation)?;
-    new_metadata(request, &mut object)?;
-    let key = read::key_of(&object);
-    check_namespace(api, resource, &key)?;
-    defaults::prepare_create(resource, &mut object);
-    let mut object = convert::to_storage(resource, object);
-    let stored_as = convert::storage_resource(api, resource);
-    defaults::fill(&stored_as, &mut object);
-    let manager = stored_manager(&stored_as, &intent.manager);
-    apply::track(&stored_as, None, &mut object, &manager, intent.applied.as_ref());
-    // Addresses are nobody's fields, so they are given after tracking.
-    let lease = api.0.addresses.lock().take(&stored_as, &mut object, None)?;
-    let result = (|| {
-        validate::create(&stored_as, &object)?;
-        if intent.dry_run {
-            if api.0.store.get(&resource.storage, &key).is_some() {
-                return Err(ApiError::already_exists(
-                    &resource.group,
-                    &resource.plural,
-                    &key.1,
-                ));
-            }
-            let mut shown = Stored::new(object, 0);
-            if let Some(stored) = Arc::get_mut(&mut shown)
-                && let Some(metadata) = stored.value["metadata"].as_object_mut()
-            {
-                metadata.remove("resourceVersion");
-                stored.bytes = stored.value.to_string().into();
-            }
-            return Ok(shown);
-        }
-        let stored = api
-            .0
-            .store
-            .create(&resource.storage, key.clone(), object)
-            .map_err(|_| ApiError::already_exists(&resource.group, &resource.plural, &key.1))?;
-        Ok(stored)
-    })();
-    if result.is_err() || intent.dry_run {
-        api.0.addresses.lock().give_back(lease);
-    } else if let Ok(stored) = &result {
-        api.0.addresses.lock().keep(lease);
-        api.written(&stored_as, &stored.value);
-        return Ok(api
-            .0
-            .store
-            .get(&resource.storage, &key)
-            .unwrap_or_else(|| Arc::clone(stored)));
-    }
-    result
-}
-
-/// Objects of two versions are owned in the version in which they are stored.
-fn stored_manager(stored_as: &Resource, manager: &Manager) -> Manager {
-    Manager {
-        api_version: stored_as.api_version(),
-        ..manager.clone()
-    }
-}
-
-/// The metadata of an object that is to be created.
-fn new_metadata(request: &Request<'_>, object: &mut Value) -> Result<(), ApiError> {
-    let resource = &request.resource;
-    let Some(metadata) = object["metadata"].as_object_mut() else {
-        return Err(ApiError::bad_request("metadata is not an object"));
-    };
-    if metadata
-        .get("resourceVersion")
-        .is_some_and(|version| !matches!(version.as_str(), Some("") | None))
-    {
-        return Err(ApiError::bad_request(
-            "resourceVersion should not be set on objects to be created",
-        ));
-    }
-    for key in [
-        "resourceVersion",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "selfLink",
-        "generation",
-    ] {
-        metadata.remove(key);
-    }
-    if resource.namespaced {
-        match metadata.get("namespace").and_then(Value::as_str) {
-            None | Some("") => {
-                metadata.insert("namespace".to_owned(), json!(request.namespace));
-            }
-            Some(namespace) if namespace == request.namespace => {}
-            Some(_) => {
-                return Err(ApiError::bad_request(
-                    "the namespace of the provided object does not match the namespace sent on the request",
-                ));
-            }
-        }
-    } else if metadata
-        .get("namespace")
-        .and_then(Value::as_str)
-        .is_some_and(|it| !it.is_empty())
-    {
-        return Err(ApiError::bad_request(
-            "namespace is not allowed for cluster-scoped resources",
-        ));
-    } else {
-        metadata.remove("namespace");
-    }
-    let named = metadata
-        .get("name")
-        .and_then(Value::as_str)
-        .is_some_and(|name| !name.is_empty());
-    if !named {
-        metadata.remove("name");
-        if let Some(prefix) = metadata
-            .get("generateName")
-            .and_then(Value::as_str)
-            .filter(|it| !it.is_empty())
-        {
-            // Names that a controller derives from it must fit into a label, so 63 - 5.
-            let prefix: String = prefix.chars().take(58).collect();
-            metadata.insert(
-                "name".to_owned(),
-                json!(format!("{prefix}{}", names::random_suffix())),
-            );
-        } else {
-            return Err(ApiError::invalid(
-                &resource.group,
-                &resource.kind,
-                "",
-                &[Cause::required(
-                    "metadata.name",
-                    "name or generateName is required",
-                )],
-            ));
-        }
-    }
-    metadata.insert("uid".to_owned(), json!(names::uid()));
-    metadata.insert("creationTimestamp".to_owned(), json!(names::now()));
-    if resource.has_generation() {
-        metadata.insert("generation".to_owned(), json!(1));
-    }
-    Ok(())
-}
-
-/// A namespaced object needs a namespace that is there and stays.
-fn check_namespace(api: &Api, resource: &Resource, key: &Key) -> Result<(), ApiError> {
-    if !resource.namespaced {
-        return Ok(());
-    }
-    let namespaces: Arc<str> = "/namespaces".into();
-    let namespace = api.0.store.get(&namespaces, &(String::new(), key.0.clone()));
-    let namespace = namespace.ok_or_else(|| ApiError::not_found("", "namespaces", &key.0))?;
-    if namespace.value["metadata"].get("deletionTimestamp").is_some() {
-        let why = format!(
-            "unable to create new content in namespace {} because it is being terminated",
-            key.0
-        );
-        let mut error = ApiError::forbidden(&resource.group, &resource.plural, &key.1, &why);
-        if let Some(details) = &mut error.details {
-            details["causes"] = json!([{
-                "reason": "NamespaceTerminating",
-                "message": format!("namespace {} is being terminated", key.0),
-                "field": "metadata.namespace",
-            }]);
-        }
-        return Err(error);
-    }
-    Ok(())
 }
 
 /// PUT.
@@ -441,324 +279,6 @@ fn create_by_apply(request: &Request<'_>, patch: &patch::Patch, intent: &Intent)
     let mut warnings = Vec::new();
     let stored = insert(request, object, &intent, &mut warnings)?;
     answer(request, 201, &stored, warnings)
-}
-
-/// Writes `next` (as stored) in place of `live`.
-pub(crate) fn commit(
-    request: &Request<'_>,
-    live: &Arc<Stored>,
-    next: Value,
-    intent: &Intent,
-) -> Result<Written, Failed> {
-    let stored_as = convert::storage_resource(request.api, &request.resource);
-    let manager = stored_manager(&stored_as, &intent.manager);
-    replace(
-        request.api,
-        &stored_as,
-        &request.subresource,
-        live,
-        next,
-        intent.dry_run,
-        |next| {
-            apply::track(&stored_as, Some(&live.value), next, &manager, None);
-        },
-    )
-}
-
-/// Writes the outcome of a server-side apply, whose managed fields are known already.
-fn commit_applied(
-    request: &Request<'_>,
-    live: &Arc<Stored>,
-    next: Value,
-    fields: Vec<Value>,
-    intent: &Intent,
-) -> Result<Written, Failed> {
-    let stored_as = convert::storage_resource(request.api, &request.resource);
-    replace(
-        request.api,
-        &stored_as,
-        &request.subresource,
-        live,
-        next,
-        intent.dry_run,
-        |next| {
-            apply::set_entries(next, fields);
-        },
-    )
-}
-
-fn replace(
-    api: &Api,
-    resource: &Arc<Resource>,
-    subresource: &str,
-    live: &Arc<Stored>,
-    mut next: Value,
-    dry_run: bool,
-    track: impl FnOnce(&mut Value),
-) -> Result<Written, Failed> {
-    let key = read::key_of(&live.value);
-    keep_metadata(resource, &live.value, &mut next)?;
-    keep_other_half(resource, subresource, &live.value, &mut next);
-    let lease = api
-        .0
-        .addresses
-        .lock()
-        .take(resource, &mut next, Some(&live.value))?;
-    let result = (|| {
-        defaults::fill(resource, &mut next);
-        if resource.has_generation() && defaults::spec_differs(resource, &live.value, &next) {
-            let generation = live.value["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
-            next["metadata"]["generation"] = json!(generation);
-        }
-        validate::update(resource, &live.value, &next, subresource)?;
-        track(&mut next);
-        next["metadata"]["resourceVersion"] = live.value["metadata"]["resourceVersion"].clone();
-        if next == live.value {
-            return Ok(Written::Same(Arc::clone(live)));
-        }
-        if dry_run {
-            return Ok(Written::Changed(Stored::new(next, live.version)));
-        }
-        let metadata = &next["metadata"];
-        let going = metadata.get("deletionTimestamp").is_some();
-        let held = metadata["finalizers"]
-            .as_array()
-            .is_some_and(|all| !all.is_empty());
-        let grace = metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
-        let held = held || resource.is("", "Namespace") && has_spec_finalizers(&next);
-        if going && !held && grace == 0 {
-            let gone = api
-                .0
-                .store
-                .delete(&resource.storage, &key, live, next)
-                .map_err(|_| Failed::Raced)?;
-            api.deleted(resource, &gone.value);
-            return Ok(Written::Gone(gone));
-        }
-        let stored = match api.0.store.update(&resource.storage, &key, live, next) {
-            Ok(stored) => stored,
-            Err(Refused::Exists | Refused::Changed) => return Err(Failed::Raced),
-        };
-        api.written(resource, &stored.value);
-        Ok(Written::Changed(stored))
-    })();
-    match &result {
-        Ok(Written::Changed(_)) if !dry_run => api.0.addresses.lock().keep(lease),
-        _ => api.0.addresses.lock().give_back(lease),
-    }
-    result
-}
-
-pub(crate) fn has_spec_finalizers(namespace: &Value) -> bool {
-    namespace
-        .pointer("/spec/finalizers")
-        .and_then(Value::as_array)
-        .is_some_and(|all| !all.is_empty())
-}
-
-/// Metadata that a writer cannot change, and the two preconditions in it.
-fn keep_metadata(resource: &Resource, live: &Value, next: &mut Value) -> Result<(), ApiError> {
-    let name = live["metadata"]["name"].as_str().unwrap_or_default();
-    let old = live["metadata"].as_object().cloned().unwrap_or_default();
-    let invalid = |cause| Err(ApiError::invalid(&resource.group, &resource.kind, name, &[cause]));
-    let Some(new) = next["metadata"].as_object_mut() else {
-        return Err(ApiError::bad_request("metadata is not an object"));
-    };
-    let given = |new: &Map<String, Value>, key: &str| {
-        new.get(key)
-            .and_then(Value::as_str)
-            .filter(|text| !text.is_empty())
-            .map(str::to_owned)
-    };
-    if let Some(uid) = given(new, "uid").filter(|uid| Some(uid.as_str()) != old["uid"].as_str()) {
-        let held = old["uid"].as_str().unwrap_or_default();
-        return Err(ApiError::conflict(
-            &resource.group,
-            &resource.plural,
-            name,
-            &format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {held}"),
-        ));
-    }
-    if given(new, "resourceVersion").is_some_and(|it| Some(it.as_str()) != old["resourceVersion"].as_str()) {
-        return Err(ApiError::stale(&resource.group, &resource.plural, name));
-    }
-    for key in ["name", "namespace"] {
-        let same = given(new, key).is_none_or(|it| old.get(key).and_then(Value::as_str) == Some(it.as_str()));
-        if !same {
-            return invalid(Cause::invalid(
-                format!("metadata.{key}"),
-                &new[key],
-                "field is immutable",
-            ));
-        }
-    }
-    for key in [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "resourceVersion",
-        "generateName",
-    ] {
-        match old.get(key) {
-            Some(value) => new.insert(key.to_owned(), value.clone()),
-            None => new.remove(key),
-        };
-    }
-    new.remove("selfLink");
-    if old.contains_key("deletionTimestamp") {
-        let names = |metadata: &Map<String, Value>| -> Vec<String> {
-            let all = metadata
-                .get("finalizers")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten();
-            all.filter_map(|it| it.as_str().map(str::to_owned)).collect()
-        };
-        let had = names(&old);
-        let added: Vec<String> = names(new).into_iter().filter(|it| !had.contains(it)).collect();
-        if !added.is_empty() {
-            let shown = added
-                .iter()
-                .map(|it| format!("\"{it}\""))
-                .collect::<Vec<_>>()
-                .join(", ");
-            return invalid(Cause::forbidden(
-                "metadata.finalizers",
-                &format!(
-                    "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{shown}}}"
-                ),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// The main endpoint does not write the status, and `/status` writes nothing else.
-fn keep_other_half(resource: &Resource, subresource: &str, live: &Value, next: &mut Value) {
-    fn copy(from: &Value, to: &mut Value, key: &str) {
-        let Some(map) = to.as_object_mut() else { return };
-        match from.get(key) {
-            Some(value) => map.insert(key.to_owned(), value.clone()),
-            None => map.remove(key),
-        };
-    }
-    if !resource.status || matches!(subresource, "finalize" | "internal") {
-        return;
-    }
-    if subresource != "status" {
-        copy(live, next, "status");
-        return;
-    }
-    let status = next.get("status").cloned();
-    let given = next["metadata"].clone();
-    next.clone_from(live);
-    if let Some(map) = next.as_object_mut() {
-        match status {
-            Some(status) => map.insert("status".to_owned(), status),
-            None => map.remove("status"),
-        };
-    }
-    // What the client says of managed fields counts everywhere; annotations of built-in kinds do too.
-    let also: &[&str] = if resource.custom {
-        &["managedFields"]
-    } else if resource.group == "apps" {
-        &["managedFields", "annotations"]
-    } else {
-        &["managedFields", "annotations", "labels"]
-    };
-    for key in also {
-        copy(&given, &mut next["metadata"], key);
-    }
-}
-
-impl Api {
-    /// What a write brings about beside itself.
-    pub(crate) fn written(&self, resource: &Resource, value: &Value) {
-        if !resource.is("apiextensions.k8s.io", "CustomResourceDefinition") {
-            return;
-        }
-        let plural = value
-            .pointer("/spec/names/plural")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let group = value
-            .pointer("/spec/group")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        {
-            let mut registry = self.0.registry.write();
-            let mut next = (**registry).clone();
-            next.remove(group, plural);
-            for resource in from_crd(value) {
-                next.insert(resource);
-            }
-            *registry = Arc::new(next);
-        }
-        self.establish(resource, value);
-    }
-
-    /// Says that the custom resource is served from now on.
-    fn establish(&self, resource: &Resource, value: &Value) {
-        let key = read::key_of(value);
-        let Some(live) = self.0.store.get(&resource.storage, &key) else {
-            return;
-        };
-        let mut next = live.value.clone();
-        next["status"] = defaults::crd_status(&live.value);
-        if next["status"] != live.value["status"] {
-            // Whoever wrote in between has established it as well.
-            drop(self.0.store.update(&resource.storage, &key, &live, next));
-        }
-    }
-
-    /// What a deletion brings about beside itself.
-    pub(crate) fn deleted(&self, resource: &Resource, value: &Value) {
-        self.0.addresses.lock().free(resource, value);
-        if resource.is("apiextensions.k8s.io", "CustomResourceDefinition") {
-            let plural = value
-                .pointer("/spec/names/plural")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
-            let group = value
-                .pointer("/spec/group")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
-            let storage: Arc<str> = format!("{group}/{plural}").into();
-            for object in self.0.store.list(&storage, None).0 {
-                let key = read::key_of(&object.value);
-                drop(self.0.store.delete(&storage, &key, &object, object.value.clone()));
-            }
-            let mut registry = self.0.registry.write();
-            let mut next = (**registry).clone();
-            next.remove(group, plural);
-            *registry = Arc::new(next);
-        }
-    }
-
-    /// `default` and `kube-system`, which every cluster has.
-    pub(crate) fn create_first_namespaces(&self) {
-        let storage: Arc<str> = "/namespaces".into();
-        for name in ["default", "kube-system"] {
-            let namespace = json!({
-                "apiVersion": "v1", "kind": "Namespace",
-                "metadata": {
-                    "name": name, "uid": names::uid(), "creationTimestamp": names::now(),
-                    "labels": { "kubernetes.io/metadata.name": name },
-                },
-                "spec": { "finalizers": ["kubernetes"] },
-                "status": { "phase": "Active" },
-            });
-            drop(
-                self.0
-                    .store
-                    .create(&storage, (String::new(), name.to_owned()), namespace),
-            );
-        }
-    }
 }
 
 /// An answer without a body of its own kind.

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
-use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use super::directory::Directory;
 use super::service::{Proxy, pick, tcp_ports};
 use super::splice::{Limit, splice};
 use crate::cluster::Cluster;
@@ -120,57 +120,20 @@ impl Front {
 
     /// Says which Services there are.
     async fn not_found(&self, client: &mut TcpStream, host: &str, page: bool) {
-        let services = self.cluster.services.all();
-        let known: Vec<(String, String)> = services
-            .iter()
-            .filter(|service| is_shown(service))
-            .map(|service| Key::of(&**service))
-            .map(|key| (key.to_string(), url(&key, self.address)))
-            .collect();
+        let directory = Directory::new(&self.cluster.services.all(), self.address);
         if page {
-            let rows: String = known
-                .iter()
-                .map(|(name, url)| format!("<li><a href=\"{url}\">{}</a></li>", escape(name)))
-                .collect();
-            let text = format!(
-                "<!doctype html><meta charset=utf-8><title>Dormouse</title><h1>No Service at {}</h1>\
-                 <p>These Services are here:</p><ul>{rows}</ul>",
-                escape(host)
-            );
-            return refuse(client, "404 Not Found", "text/html; charset=utf-8", &text).await;
+            // Nothing on the page comes from elsewhere or runs.
+            let kind = "text/html; charset=utf-8\r\n\
+                        content-security-policy: default-src 'none'; style-src 'unsafe-inline'";
+            return refuse(client, "404 Not Found", kind, &directory.page(host)).await;
         }
-        let services: Vec<_> = known
-            .iter()
-            .map(|(name, url)| json!({ "service": name, "url": url }))
-            .collect();
-        let error = format!("no Service at {host}");
-        let text = json!({ "error": error, "services": services }).to_string() + "\n";
-        refuse(client, "404 Not Found", "application/json", &text).await;
+        refuse(client, "404 Not Found", "application/json", &directory.json(host)).await;
     }
 }
 
 enum Missing {
     Service,
     Endpoints,
-}
-
-/// The address of a Service behind a front door.
-pub(crate) fn url(key: &Key, front: SocketAddr) -> String {
-    let port = front.port();
-    if key.namespace == "default" {
-        return format!("http://{}.localhost:{port}/", key.name);
-    }
-    format!("http://{}.{}.localhost:{port}/", key.name, key.namespace)
-}
-
-/// Whether a person would look for this Service: not one of Dormouse's own, nor the API.
-pub(crate) fn is_shown(service: &Service) -> bool {
-    let key = Key::of(service);
-    let labels = service.metadata.labels.as_ref();
-    http_port(service).is_some()
-        && key.namespace != crds::names::SYSTEM_NAMESPACE
-        && key != Key::new("default", "kubernetes")
-        && !labels.is_some_and(|labels| labels.contains_key(crds::names::POOL_LABEL))
 }
 
 /// The Service's first port that is most likely HTTP: by `appProtocol`, by name, by number; else its first TCP port.
@@ -267,13 +230,6 @@ async fn refuse(client: &mut TcpStream, status: &str, kind: &str, text: &str) {
         while matches!(client.read(&mut rest).await, Ok(1..)) {}
     })
     .await;
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
 }
 
 #[cfg(test)]
