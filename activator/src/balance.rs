@@ -81,6 +81,11 @@ impl Shares {
         self.is_settled
     }
 
+    /// Whether the epoch in force names another activator.
+    pub(crate) fn has_others(&self) -> bool {
+        self.current.iter().any(|name| *name != self.me)
+    }
+
     /// Takes over what a leader says. Returns whether anything changed; an epoch of the past changes nothing.
     pub(crate) fn update(&mut self, epoch: u64, activators: Vec<String>, settled: bool) -> bool {
         if epoch < self.epoch {

@@ -95,6 +95,10 @@ pub struct Args {
     /// From SIGTERM, how long new connections are still accepted while the others learn that this activator leaves
     #[arg(long, env = "DORMOUSE_DRAIN_DELAY", value_parser = duration, default_value = "5s", help_heading = "Shutdown")]
     pub drain_delay: Duration,
+    /// How much longer they are, at most, while Routes lead here and no other activator serves: as all are removed
+    /// together, sleeping Services are woken and given back meanwhile
+    #[arg(long, env = "DORMOUSE_DRAIN_ALONE", value_parser = duration, default_value = "0", help_heading = "Shutdown")]
+    pub drain_alone: Duration,
     /// After that, how long requests in flight may take to finish
     #[arg(long, env = "DORMOUSE_DRAIN_TIMEOUT", value_parser = duration, default_value = "30s", help_heading = "Shutdown")]
     pub drain_timeout: Duration,
@@ -119,6 +123,7 @@ impl Default for Args {
             max_streams: 250,
             connect_timeout: Duration::from_secs(2),
             drain_delay: Duration::from_secs(5),
+            drain_alone: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
         }
     }
@@ -151,6 +156,7 @@ pub struct Config {
     pub(crate) max_streams: u32,
     pub(crate) connect_timeout: Duration,
     pub(crate) drain_delay: Duration,
+    pub(crate) drain_alone: Duration,
     pub(crate) drain_timeout: Duration,
 }
 
@@ -220,6 +226,7 @@ impl TryFrom<Args> for Config {
             max_streams: args.max_streams,
             connect_timeout: args.connect_timeout,
             drain_delay: args.drain_delay,
+            drain_alone: args.drain_alone,
             drain_timeout: args.drain_timeout,
         })
     }

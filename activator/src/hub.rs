@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crds::report::Peer;
+use crds::report::{Peer, SILENCE_MS};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -31,6 +31,8 @@ pub(crate) struct Hub {
     pub(crate) cluster: Cluster,
     shares: RwLock<Shares>,
     peers: RwLock<HashMap<String, IpAddr>>,
+    /// When a leader spoke last.
+    led: Mutex<Option<Instant>>,
     changes: Changes,
     /// Requests that are being handled, noise included: what a drain waits for.
     pub(crate) active: AtomicUsize,
@@ -67,6 +69,7 @@ impl Hub {
             metrics: Metrics::new(),
             cluster,
             peers: RwLock::default(),
+            led: Mutex::default(),
             changes: Changes::default(),
             active: AtomicUsize::new(0),
             give_up: CancellationToken::new(),
@@ -112,6 +115,18 @@ impl Hub {
     /// Reads how limited pools are divided.
     pub(crate) fn shares<T>(&self, read: impl FnOnce(&Shares) -> T) -> T {
         read(&self.shares.read())
+    }
+
+    /// A leader has spoken.
+    pub(crate) fn heard_leader(&self) {
+        *self.led.lock() = Some(Instant::now());
+    }
+
+    /// Whether another activator is known to serve. What a leader said once counts only while it goes on speaking.
+    pub(crate) fn others_serve(&self) -> bool {
+        let silence = Duration::from_millis(SILENCE_MS);
+        let is_led = self.led.lock().is_some_and(|at| at.elapsed() < silence);
+        is_led && self.shares(Shares::has_others)
     }
 
     /// Takes over a membership from a leader. Returns whether anything changed.

@@ -386,6 +386,7 @@ impl Reporter {
         if !directive.leader || directive.epoch < self.hub.shares(crate::balance::Shares::epoch) {
             return;
         }
+        self.hub.heard_leader();
         let now = self.hub.now();
         for key in &directive.waking {
             if let Some(pool) = self.directory.pool(key) {

@@ -1,7 +1,8 @@
 //! The way out: `Serving → Unready → Draining → Drained`, at the first signal; the second ends it at once.
 //!
 //! - `Serving => Unready`: reports say so, and autoscalers take this activator out of all slices. Nothing else changes.
-//! - `Unready => Draining`, after `--drain-delay`: the cluster has followed. Listeners close, connections are told to go
+//! - `Unready => Draining`, after `--drain-delay`: the cluster has followed. While Routes lead here and no other activator
+//!   serves, up to `--drain-alone` later: an uninstallation gives Services back meanwhile. Listeners close, connections are told to go
 //!   (`Connection: close`, GOAWAY), requests in flight and held ones go on.
 //! - `Draining => Drained`, when none is left or after `--drain-timeout`: what still waits gets 503.
 //!
@@ -65,6 +66,10 @@ pub(crate) async fn drain(hub: &Hub, server: &Server, reporter: &Reporter, phase
     phases.enter(Phase::Unready);
     reporter.stop_serving();
     tokio::time::sleep(hub.config.drain_delay).await;
+    let latest = Instant::now() + hub.config.drain_alone;
+    while server.ports() > 0 && !hub.others_serve() && Instant::now() < latest {
+        tokio::time::sleep(LOOK).await;
+    }
 
     phases.enter(Phase::Draining);
     server.close_all();

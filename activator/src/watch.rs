@@ -16,6 +16,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, ResourceExt};
 use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
 
 use crate::hub::Hub;
 use crate::pool::{Pool, Published, Settings};
@@ -27,6 +28,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Between tries to reach the API server: short, because a pod's address is worth nothing late.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long a Route that was deleted is served on while its pods are still published. The autoscaler takes those away before
+/// it deletes a Route, so this one was deleted by somebody else (an uninstallation deletes the CRD), and the Service's
+/// slices still lead here. Less than the minute that a listening port rests before it is given to another Route.
+const DEPARTED: Duration = Duration::from_secs(50);
 /// Pools without a Route whose counters are kept, so that a Service opted in again goes on where it was: counters of one
 /// instance never go back.
 const KEPT_POOLS: usize = 1000;
@@ -92,6 +97,8 @@ pub(crate) struct Index {
     server: Arc<Server>,
     directory: Arc<Directory>,
     routes: HashMap<RouteKey, Arc<Target>>,
+    /// Routes that are served on although they were deleted, and since when.
+    departed: HashMap<RouteKey, Instant>,
     /// Which Routes use a pool.
     users: HashMap<PoolKey, HashSet<RouteKey>>,
     /// Pools that no Route uses any more.
@@ -108,6 +115,7 @@ impl Index {
             server,
             directory,
             routes: HashMap::new(),
+            departed: HashMap::new(),
             users: HashMap::new(),
             retired: HashMap::new(),
             slices: HashMap::new(),
@@ -118,6 +126,7 @@ impl Index {
     /// A Route is there, or has changed.
     pub(crate) fn apply_route(&mut self, route: &Route) {
         let Some(key) = route_key(route) else { return };
+        self.departed.remove(&key);
         let spec = &route.spec;
         let title = key.to_string();
         let pools = spec
@@ -160,8 +169,37 @@ impl Index {
         self.hub.changed(None, true);
     }
 
+    /// A Route was deleted: it goes once its pods are not published any more, see [`DEPARTED`].
+    pub(crate) fn depart(&mut self, key: &RouteKey) {
+        if self.is_published(key) {
+            self.departed.entry(key.clone()).or_insert_with(Instant::now);
+        } else {
+            self.delete_route(key);
+        }
+    }
+
+    /// Whether a Route's pods are published still.
+    fn is_published(&self, key: &RouteKey) -> bool {
+        let mut pools = self.routes.get(key).into_iter().flat_map(|route| &route.pools);
+        pools.any(|(_, pool)| self.by_pool.contains_key(&pool.key))
+    }
+
+    /// Lets go of the deleted Routes whose time has come.
+    fn let_departed_go(&mut self) {
+        let due: Vec<RouteKey> = self
+            .departed
+            .iter()
+            .filter(|(key, since)| since.elapsed() >= DEPARTED || !self.is_published(key))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in due {
+            self.delete_route(&key);
+        }
+    }
+
     /// A Route has gone.
     pub(crate) fn delete_route(&mut self, key: &RouteKey) {
+        self.departed.remove(key);
         let Some(old) = self.routes.remove(key) else {
             return;
         };
@@ -260,6 +298,7 @@ impl Index {
         if let Some((key, _)) = self.slices.remove(&(namespace.to_owned(), name.to_owned())) {
             self.unlist(&key, name);
         }
+        self.let_departed_go();
     }
 
     fn unlist(&mut self, key: &PoolKey, slice: &str) {
@@ -374,7 +413,10 @@ pub(crate) async fn run(client: kube::Client, mut index: Index) {
         tokio::select! {
             Some(event) = slices.next() => index.slice_event(event, &mut listed_slices),
             Some(event) = routes.next() => index.route_event(event, &mut listed_routes),
-            _ = retry.tick(), if !index.server.failed().is_empty() => index.retry(),
+            _ = retry.tick(), if !index.departed.is_empty() || !index.server.failed().is_empty() => {
+                index.let_departed_go();
+                index.retry();
+            }
         }
     }
 }
@@ -411,7 +453,7 @@ impl Index {
             Ok(Event::Apply(route)) => self.apply_route(&route),
             Ok(Event::Delete(route)) => {
                 if let Some(key) = route_key(&route) {
-                    self.delete_route(&key);
+                    self.depart(&key);
                 }
             }
             Ok(Event::Init) => listed.clear(),
@@ -427,7 +469,7 @@ impl Index {
                     .cloned()
                     .collect();
                 for key in &gone {
-                    self.delete_route(key);
+                    self.depart(key);
                 }
                 *listed = HashSet::new();
                 self.directory.is_synced[0].store(true, Ordering::Release);

@@ -452,6 +452,67 @@ async fn a_drain_gives_up_what_still_waits() {
 }
 
 #[tokio::test]
+async fn a_route_deleted_while_its_pods_are_published_is_served_until_they_are_not() {
+    let mut fixture = Fixture::new().await;
+    let pod = FakePod::new().await;
+    fixture.publish(&[&pod]);
+    let key = crate::route::RouteKey {
+        namespace: "shop".into(),
+        name: "web".into(),
+    };
+    fixture.index.depart(&key);
+    assert_eq!(fixture.get("/").await.status, StatusCode::OK, "served on");
+    fixture.index.apply_route(&fixture.route);
+    fixture.publish(&[]);
+    assert_eq!(fixture.app.server.ports(), 1, "it came back in time");
+    fixture.publish(&[&pod]);
+    fixture.index.depart(&key);
+    fixture.publish(&[]);
+    assert_eq!(fixture.app.server.ports(), 0, "nothing is published any more");
+}
+
+#[tokio::test]
+async fn the_last_activator_serves_on_while_a_route_leads_to_it() {
+    let alone = |args: &mut Args| args.drain_alone = Duration::from_secs(60);
+    let mut fixture = Fixture::with(alone, |_| {}, None).await;
+    let pod = FakePod::new().await;
+    fixture.publish(&[&pod]);
+    let (listen, delay) = (fixture.listen, fixture.app.hub.config.drain_delay);
+    let key = fixture.pool().key.clone();
+    tokio::join!(fixture.app.drain(), async {
+        tokio::time::sleep(delay * 3).await;
+        let answer = send(listen, Request::get("/"), Bytes::new()).await;
+        assert_eq!(answer.status, StatusCode::OK, "past the delay");
+        fixture.index.delete_route(&crate::route::RouteKey {
+            namespace: key.namespace,
+            name: key.pool,
+        });
+    });
+    assert!(tokio::net::TcpStream::connect(listen).await.is_err());
+}
+
+#[tokio::test]
+async fn an_activator_that_knows_of_another_does_not_stay() {
+    let alone = |args: &mut Args| args.drain_alone = Duration::from_secs(60);
+    let fixture = Fixture::with(alone, |_| {}, None).await;
+    let autoscaler = Autoscaler::dial(&fixture).await;
+    let other = Peer {
+        name: "two".into(),
+        address: "127.0.0.2".into(),
+    };
+    let directive = Directive {
+        leader: true,
+        epoch: 1,
+        activators: vec![other],
+        ..Directive::default()
+    };
+    autoscaler.say(&directive).await;
+    until("told", || fixture.app.hub.others_serve()).await;
+    let drained = tokio::time::timeout(PATIENCE, fixture.app.drain()).await;
+    assert!(drained.is_ok(), "it stayed");
+}
+
+#[tokio::test]
 async fn the_admin_endpoints_tell_what_there_is() {
     let mut fixture = Fixture::new().await;
     let pod = FakePod::new().await;
