@@ -17,6 +17,7 @@ use crate::account::Use;
 use crate::forward::Lease;
 use crate::meter::Outcome;
 use crate::route::Timeouts;
+use crate::talk::Talk;
 
 /// The body of an answer: ours or a pod's.
 pub(crate) type ResponseBody = Either<Full<Bytes>, Download>;
@@ -116,6 +117,8 @@ pub(crate) struct Download {
     outcome: Outcome,
     usage: Option<Use>,
     lease: Option<Lease>,
+    /// What is told when the answer has ended; `None` with HTTP/2.
+    talk: Option<Arc<Talk>>,
     limits: Option<Box<Limits>>,
 }
 
@@ -129,18 +132,30 @@ struct Limits {
 
 impl Download {
     /// `outcome` is how the request will have ended when the body ends well.
-    pub(crate) fn new(inner: Incoming, outcome: Outcome, usage: Use, lease: Option<Lease>) -> Self {
+    pub(crate) fn new(
+        inner: Incoming,
+        outcome: Outcome,
+        usage: Use,
+        lease: Option<Lease>,
+        talk: Option<Arc<Talk>>,
+    ) -> Self {
         let mut body = Self {
             inner,
             outcome,
             usage: Some(usage),
             lease,
+            talk,
             limits: None,
         };
         if body.inner.is_end_stream() {
             body.complete(outcome);
         }
         body
+    }
+
+    /// Whether its last byte has passed.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.usage.is_none()
     }
 
     /// Puts the Route's limits on it. `dispatched` is when the request was sent.
@@ -172,6 +187,9 @@ impl Download {
         }
         if let Some(usage) = self.usage.take() {
             usage.finish(outcome);
+        }
+        if let Some(talk) = self.talk.take() {
+            talk.idle();
         }
     }
 }

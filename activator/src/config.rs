@@ -69,9 +69,13 @@ pub struct Args {
     #[arg(long, env = "DORMOUSE_WAKE_AFTER", value_parser = duration, default_value = "1s", help_heading = "Cluster")]
     pub wake_after: Duration,
 
-    /// Longest a client may take to send a request's head; also how long an idle connection may stay silent at its start
+    /// Longest a client may take to send a request's head, from its first byte; on a new connection from its beginning
     #[arg(long, env = "DORMOUSE_HEADER_TIMEOUT", value_parser = duration, default_value = "30s", help_heading = "Limits")]
     pub header_timeout: Duration,
+    /// How long a client's HTTP/1.1 connection may stay open without a request; more than the load balancer before us
+    /// keeps its own, or requests meet a closed connection
+    #[arg(long, env = "DORMOUSE_KEEP_ALIVE_TIMEOUT", value_parser = duration, default_value = "75s", help_heading = "Limits")]
+    pub keep_alive_timeout: Duration,
     /// Most bytes of a request's head, 8192 to 1048576
     #[arg(
         long,
@@ -119,6 +123,7 @@ impl Default for Args {
             report_users: vec!["system:serviceaccount:dormouse-system:dormouse-autoscaler".to_owned()],
             wake_after: Duration::from_secs(1),
             header_timeout: Duration::from_secs(30),
+            keep_alive_timeout: Duration::from_secs(75),
             max_header_bytes: 65_536,
             max_streams: 250,
             connect_timeout: Duration::from_secs(2),
@@ -152,6 +157,7 @@ pub struct Config {
     pub(crate) report_users: Vec<String>,
     pub(crate) wake_after: Duration,
     pub(crate) header_timeout: Duration,
+    pub(crate) keep_alive_timeout: Duration,
     pub(crate) max_header_bytes: usize,
     pub(crate) max_streams: u32,
     pub(crate) connect_timeout: Duration,
@@ -196,6 +202,7 @@ impl TryFrom<Args> for Config {
         for (flag, value) in [
             ("wake-after", args.wake_after),
             ("header-timeout", args.header_timeout),
+            ("keep-alive-timeout", args.keep_alive_timeout),
             ("connect-timeout", args.connect_timeout),
         ] {
             if value.is_zero() {
@@ -222,6 +229,7 @@ impl TryFrom<Args> for Config {
             report_users: args.report_users,
             wake_after: args.wake_after,
             header_timeout: args.header_timeout,
+            keep_alive_timeout: args.keep_alive_timeout,
             max_header_bytes: args.max_header_bytes,
             max_streams: args.max_streams,
             connect_timeout: args.connect_timeout,

@@ -41,6 +41,8 @@ mod route;
 mod selfprobe;
 mod server;
 mod shutdown;
+mod socket;
+mod talk;
 mod tcp;
 #[cfg(test)]
 mod tests;

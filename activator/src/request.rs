@@ -23,6 +23,7 @@ use crate::pool::{Enter, Pool, Slot};
 use crate::reject::{self, Reject};
 use crate::route::Target;
 use crate::server::Listening;
+use crate::talk::Talk;
 use crate::throttle::Kind;
 use crate::wake;
 
@@ -44,6 +45,8 @@ pub(crate) struct Connection {
     pub(crate) from: HeaderValue,
     /// Whether the client's address is a peer activator's.
     pub(crate) is_peer: bool,
+    /// Where the talk stands; `None` with HTTP/2, which says so itself.
+    pub(crate) talk: Option<Arc<Talk>>,
 }
 
 /// Everything about a request that stays the same over its tries.
@@ -73,31 +76,47 @@ struct Done {
 /// Dropping the future is how a client that goes away gives everything back.
 pub(crate) async fn handle(
     connection: Arc<Connection>,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
+    let Some(talk) = connection.talk.clone() else {
+        return Ok(serve(connection, request).await);
+    };
+    talk.asked(request.version() == Version::HTTP_10);
+    let response = serve(connection, request).await;
+    match response.body() {
+        // What we say ourselves is said in one go; a pod's answer tells its end itself.
+        Either::Left(_) => talk.idle(),
+        Either::Right(body) if !body.has_ended() => talk.answering(),
+        Either::Right(_) => {}
+    }
+    Ok(response)
+}
+
+/// The five steps.
+async fn serve(connection: Arc<Connection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
     let hub = &connection.hub;
     let started = hub.now();
     let is_h2 = request.version() == Version::HTTP_2;
 
     // 1. Resolve.
     let Some((target, h2c)) = connection.listening.target() else {
-        return Ok(refuse(hub, &Reject::NoRoute, request.headers(), is_h2));
+        return refuse(hub, &Reject::NoRoute, request.headers(), is_h2);
     };
     if let Some(nonce) = request.headers().get(PROBE_HEADER) {
         tracing::debug!(?nonce, route = target.title, "self-probe landed");
-        return Ok(self_probe(hub, &target));
+        return self_probe(hub, &target);
     }
     if let Err(reject) = check(&request) {
-        return Ok(refuse(hub, &reject, request.headers(), is_h2));
+        return refuse(hub, &reject, request.headers(), is_h2);
     }
     let Some(pool) = target.choose(&mut |below| fastrand::u32(..below)) else {
-        return Ok(refuse(hub, &Reject::NoRoute, request.headers(), is_h2));
+        return refuse(hub, &Reject::NoRoute, request.headers(), is_h2);
     };
     let noise = noise::kind(request.headers(), request.uri().path(), &target.ignore);
     if let Some(noise) = noise
         && pool.ready() == 0
     {
-        return Ok(answer_noise(hub, pool, noise, request.headers(), is_h2));
+        return answer_noise(hub, pool, noise, request.headers(), is_h2);
     }
     // Anybody may claim to be a peer: then it is never sent on, but it is counted all the same.
     let is_hop = request.headers().contains_key(HOP_HEADER);
@@ -124,10 +143,10 @@ pub(crate) async fn handle(
     // 2.–4. Admit, pick, forward: as often as it takes.
     match attempt(&call, &mut usage, request, client.upgrade.is_some()).await {
         // 5. Account.
-        Ok(done) => Ok(account(&call, usage, done, client, activity)),
+        Ok(done) => account(&call, usage, done, client, activity),
         Err(reject) => {
             usage.finish(reject.outcome());
-            Ok(refuse(hub, &reject, &client.headers, is_h2))
+            refuse(hub, &reject, &client.headers, is_h2)
         }
     }
 }
@@ -194,7 +213,8 @@ async fn attempt(
 
         // 4. Forward.
         tries += 1;
-        let failure = match forward_once(call, &endpoint, request).await? {
+        // Boxed: a request that waits, and a connection that is idle, should not keep the room for it.
+        let failure = match Box::pin(forward_once(call, &endpoint, request)).await? {
             Ok(answer) => {
                 return Ok(Done {
                     answer,
@@ -373,7 +393,7 @@ fn account(
         Outcome::Ok
     };
     response.map(|body| {
-        let body = Download::new(body, outcome, usage, lease);
+        let body = Download::new(body, outcome, usage, lease, call.connection.talk.clone());
         Either::Right(body.limited(call.target.timeouts, hub.instant(done.sent), activity))
     })
 }

@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 use crate::hub::Hub;
 use crate::request::{self, Connection};
 use crate::route::{RouteKey, Target};
+use crate::socket::Socket;
+use crate::talk::{Patience, Talk};
 
 /// Connections that the kernel keeps until they are accepted: a burst of a thousand clients is not refused.
 const BACKLOG: i32 = 4096;
@@ -372,17 +374,21 @@ async fn carry(hub: Arc<Hub>, worker: usize, accepted: Accepted) {
         return;
     };
     let is_peer = hub.is_peer(from);
-    let connection = Arc::new(Connection {
-        hub,
-        listening,
-        worker,
-        from: from_value,
-        is_peer,
-    });
+    let connection = |talk: Option<Arc<Talk>>| {
+        Arc::new(Connection {
+            hub,
+            listening,
+            worker,
+            from: from_value,
+            is_peer,
+            talk,
+        })
+    };
     let result = if is_h2 {
-        http2(stream, connection).await
+        http2(stream, connection(None)).await
     } else {
-        http1(stream, connection).await
+        let talk = Arc::new(Talk::new());
+        http1(Arc::new(stream), Arc::clone(&talk), connection(Some(talk))).await
     };
     if let Err(error) = result {
         tracing::debug!(%error, %from, "connection broke");
@@ -390,25 +396,42 @@ async fn carry(hub: Arc<Hub>, worker: usize, accepted: Accepted) {
     drop(room);
 }
 
-async fn http1(stream: TcpStream, connection: Arc<Connection>) -> Result<(), hyper::Error> {
+async fn http1(
+    stream: Arc<TcpStream>,
+    talk: Arc<Talk>,
+    connection: Arc<Connection>,
+) -> Result<(), hyper::Error> {
     let config = &connection.hub.config;
     let closing = connection.listening.closing.clone();
+    let patience = Patience {
+        head: config.header_timeout,
+        idle: config.keep_alive_timeout,
+    };
     let mut builder = hyper::server::conn::http1::Builder::new();
+    // Both are watched by the talk: the clock of a head starts with its first byte, and a client that has finished
+    // sending is not one that has gone.
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(config.header_timeout)
+        .header_read_timeout(None)
+        .half_close(true)
         .max_header_size(config.max_header_bytes)
         .max_buf_size(config.max_header_bytes);
     let service = service_fn(move |request| request::handle(Arc::clone(&connection), request));
+    let socket = Socket::new(Arc::clone(&stream), Arc::clone(&talk));
     let serving = builder
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
-    tokio::pin!(serving);
+    let over = talk.until_over(&stream, patience);
+    tokio::pin!(serving, over);
     tokio::select! {
         result = serving.as_mut() => return result,
+        // Dropping what serves it gives back all that its request holds.
+        _ = over.as_mut() => return Ok(()),
         () = closing.cancelled() => serving.as_mut().graceful_shutdown(),
     }
-    serving.await
+    tokio::select! {
+        result = serving.as_mut() => result,
+        _ = over.as_mut() => Ok(()),
+    }
 }
 
 async fn http2(stream: TcpStream, connection: Arc<Connection>) -> Result<(), hyper::Error> {

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
 use crate::account::{Counts, Use};
@@ -119,12 +119,21 @@ async fn admit(
     }
 }
 
-/// Ends when the client has closed without having sent anything. One that has sent keeps waiting.
+/// Ends when the client has gone: reset, or closed without having sent anything. One that has sent and then finished
+/// sending may still wait for an answer.
 async fn gone(client: &TcpStream) {
-    match client.peek(&mut [0]).await {
-        Ok(0) | Err(_) => {}
-        Ok(_) => std::future::pending().await,
+    match client.ready(Interest::PRIORITY.add(Interest::ERROR)).await {
+        Ok(ready) if !ready.is_error() => {}
+        _ => return,
     }
+    if matches!(client.try_io(Interest::READABLE, || peek(client)), Ok(1..)) {
+        drop(client.ready(Interest::ERROR).await);
+    }
+}
+
+/// Bytes to be read, up to one, without waiting.
+fn peek(client: &TcpStream) -> std::io::Result<usize> {
+    socket2::SockRef::from(client).peek(&mut [std::mem::MaybeUninit::uninit()])
 }
 
 /// Whether an activator's self-probe is at the other end. Protocols in which the server speaks first are not kept

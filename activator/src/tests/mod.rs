@@ -3,12 +3,13 @@
 
 mod cold;
 mod control;
+mod leaving;
 mod limits;
 mod protocol;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,8 +33,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A loopback address that no other test uses: pods are told apart by address.
 pub(super) fn fresh_address() -> IpAddr {
-    static NEXT: AtomicU8 = AtomicU8::new(10);
-    IpAddr::from([127, 20, 0, NEXT.fetch_add(1, Ordering::Relaxed)])
+    static NEXT: AtomicU16 = AtomicU16::new(10);
+    let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    IpAddr::from([127, 20, high, low])
 }
 
 /// A port that was free a moment ago.

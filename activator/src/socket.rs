@@ -1,0 +1,109 @@
+//! A client's socket as hyper reads and writes it, shared with the watch over its client (`talk`).
+//!
+//! hyper owns what it reads from, and while a request waits it reads nothing: its body, and whatever the client sends
+//! after it, stay in the kernel. So somebody else must see the client leave, on the same socket and without reading.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::talk::Talk;
+
+/// Reads and writes a shared stream, and tells the talk what passed.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    stream: Arc<TcpStream>,
+    talk: Arc<Talk>,
+}
+
+impl Socket {
+    pub(crate) fn new(stream: Arc<TcpStream>, talk: Arc<Talk>) -> Self {
+        Self { stream, talk }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match self.stream.poll_read_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => {
+                    self.talk.wants_more();
+                    return Poll::Pending;
+                }
+            }
+            let room = buf.remaining();
+            match self.stream.try_read_buf(buf) {
+                Ok(read) => {
+                    if (1..room).contains(&read) {
+                        // That was all there is. Saying so saves the call that would only find nothing; new bytes are
+                        // a new edge, and it comes through this thread's own event loop, so none is missed.
+                        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                        drop(self.stream.try_io(Interest::READABLE, nothing));
+                    }
+                    if read > 0 {
+                        self.talk.heard();
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl Socket {
+    fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        send: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        self.talk.writes();
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match send(&self.stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, |stream| stream.try_write(buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, |stream| stream.try_write_vectored(bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// hyper flushes its socket only when it has nothing left to write.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.talk.has_written();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A client that has gone needs no farewell.
+        Poll::Ready(
+            match socket2::SockRef::from(&*self.stream).shutdown(std::net::Shutdown::Write) {
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+                result => result,
+            },
+        )
+    }
+}

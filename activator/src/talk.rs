@@ -1,0 +1,238 @@
+//! Where the talk on an HTTP/1.1 connection stands, and when it is over: the client has gone, or says nothing for too long.
+//!
+//! A reset is seen at once. The end of what a client sends (FIN) says less: it comes from a client that has closed, and
+//! from one that has only finished sending and still waits for its answer. TCP tells the two apart by what they do with
+//! bytes: the first resets. So while a request waits, the client is sent an interim answer, `100 Continue`, which every
+//! HTTP/1.1 client must be able to skip (RFC 9110 §15.2). Nothing is ever read for this.
+//!
+//! Stages: `Idle => Head => Asked => Answering => Idle`.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// What a client that may have gone is sent.
+const ARE_YOU_THERE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// Between the first two questions; each pause is twice the last.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Longest pause between two questions.
+const ASK_AT_LEAST: Duration = Duration::from_secs(30);
+/// How long an answer under way may be silent towards a client that has finished sending. In the middle of an answer no
+/// question can be asked, and a stream nobody listens to must not keep a pod awake.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// How long a client may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// From the first byte of a head to its last.
+    pub(crate) head: Duration,
+    /// From the end of an answer to the first byte of the next request.
+    pub(crate) idle: Duration,
+}
+
+/// Why the connection is to be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// The client has gone.
+    Gone,
+    /// The client let its time pass.
+    Late,
+}
+
+const IDLE: u8 = 0;
+const HEAD: u8 = 1;
+/// A request waits for its answer's head, and its client understands interim answers.
+const ASKED: u8 = 2;
+/// The same, of a client that speaks HTTP/1.0 and does not.
+const ASKED_1_0: u8 = 3;
+const ANSWERING: u8 = 4;
+
+/// One connection's talk.
+#[derive(Debug)]
+pub(crate) struct Talk {
+    stage: AtomicU8,
+    /// When the talk last became idle, or its unfinished head was first seen.
+    since: Mutex<Instant>,
+    /// hyper has bytes that are not yet in the socket.
+    is_writing: AtomicBool,
+    /// Counts writes.
+    writes: AtomicU32,
+    /// The client has finished sending.
+    has_finished: AtomicBool,
+    changed: Notify,
+}
+
+impl Talk {
+    pub(crate) fn new() -> Self {
+        Self {
+            stage: AtomicU8::new(HEAD),
+            since: Mutex::new(Instant::now()),
+            is_writing: AtomicBool::new(false),
+            writes: AtomicU32::new(0),
+            has_finished: AtomicBool::new(false),
+            changed: Notify::new(),
+        }
+    }
+
+    // Everything below but `until_over` runs in the connection's own task, so relaxed order is enough.
+
+    fn stage(&self) -> u8 {
+        self.stage.load(Ordering::Relaxed)
+    }
+
+    /// Bytes came.
+    pub(crate) fn heard(&self) {
+        if self.stage() == IDLE {
+            self.stage.store(HEAD, Ordering::Relaxed);
+            *self.since.lock() = Instant::now();
+        }
+    }
+
+    /// hyper waits for bytes. In the middle of a head that starts the clock anew.
+    pub(crate) fn wants_more(&self) {
+        if self.stage() == HEAD {
+            self.changed.notify_one();
+        }
+    }
+
+    /// hyper begins to write.
+    pub(crate) fn writes(&self) {
+        self.is_writing.store(true, Ordering::Relaxed);
+        self.writes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Everything is in the socket.
+    pub(crate) fn has_written(&self) {
+        self.is_writing.store(false, Ordering::Relaxed);
+    }
+
+    /// A request has been read and is being served.
+    pub(crate) fn asked(&self, is_1_0: bool) {
+        let stage = if is_1_0 { ASKED_1_0 } else { ASKED };
+        self.enter(stage);
+    }
+
+    /// Its answer begins.
+    pub(crate) fn answering(&self) {
+        self.enter(ANSWERING);
+    }
+
+    /// Its answer has ended.
+    pub(crate) fn idle(&self) {
+        *self.since.lock() = Instant::now();
+        self.enter(IDLE);
+    }
+
+    fn enter(&self, stage: u8) {
+        self.stage.store(stage, Ordering::Relaxed);
+        if self.has_finished.load(Ordering::Relaxed) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Ends when the connection is to be dropped.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost by dropping it.
+    pub(crate) async fn until_over(&self, stream: &TcpStream, patience: Patience) -> Over {
+        let mut doubt = Doubt::default();
+        loop {
+            let has_finished = self.has_finished.load(Ordering::Relaxed);
+            let wake = if has_finished {
+                match doubt.look(self, stream) {
+                    Ok(wake) => wake,
+                    Err(over) => return over,
+                }
+            } else {
+                None
+            };
+            let late = match self.stage() {
+                IDLE => Some(*self.since.lock() + patience.idle),
+                HEAD => Some(*self.since.lock() + patience.head),
+                _ => None,
+            };
+            if late.is_some_and(|late| late <= Instant::now()) {
+                return Over::Late;
+            }
+            // A talk becomes idle without a word, to spare the usual request a timer: so look again after a while.
+            let soon = Instant::now() + patience.head.min(patience.idle);
+            let look = match self.stage() {
+                IDLE => late.unwrap_or(soon),
+                _ => [wake, late].into_iter().flatten().fold(soon, Instant::min),
+            };
+            // The end of sending is seen beside a body that nobody reads: unlike "readable", it is not true yet.
+            let interest = if has_finished {
+                Interest::ERROR
+            } else {
+                Interest::PRIORITY.add(Interest::ERROR)
+            };
+            tokio::select! {
+                ready = stream.ready(interest) => match ready {
+                    Ok(ready) if !ready.is_error() => self.has_finished.store(true, Ordering::Relaxed),
+                    _ => return Over::Gone,
+                },
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep_until(look) => {}
+            }
+        }
+    }
+}
+
+/// What is known of a client that has finished sending.
+#[derive(Debug, Default)]
+struct Doubt {
+    /// The stage it is about.
+    stage: Option<u8>,
+    /// When to ask again.
+    next: Option<Instant>,
+    pause: Duration,
+    /// Writes when the answer was last seen moving.
+    writes: u32,
+}
+
+impl Doubt {
+    /// Asks if it is time to. Returns when to look again.
+    fn look(&mut self, talk: &Talk, stream: &TcpStream) -> Result<Option<Instant>, Over> {
+        let now = Instant::now();
+        let stage = talk.stage();
+        if self.stage != Some(stage) {
+            *self = Self {
+                stage: Some(stage),
+                pause: ASK_AGAIN,
+                ..Self::default()
+            };
+        }
+        let is_due = self.next.is_none_or(|next| next <= now);
+        match stage {
+            ASKED if is_due && !talk.is_writing.load(Ordering::Relaxed) => {
+                match stream.try_write(ARE_YOU_THERE) {
+                    Ok(written) if written == ARE_YOU_THERE.len() => {}
+                    // No room at all: the client has an earlier answer to read first.
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    // Half a line cannot be taken back.
+                    _ => return Err(Over::Gone),
+                }
+                self.next = Some(now + self.pause);
+                self.pause = (self.pause * 2).min(ASK_AT_LEAST);
+            }
+            ANSWERING => {
+                let writes = talk.writes.load(Ordering::Relaxed);
+                let moves = writes != self.writes || talk.is_writing.load(Ordering::Relaxed);
+                if is_due && self.next.is_some() && !moves {
+                    return Err(Over::Gone);
+                }
+                if is_due || moves {
+                    self.writes = writes;
+                    self.next = Some(now + SILENCE);
+                }
+            }
+            _ => {}
+        }
+        Ok(self.next)
+    }
+}
