@@ -36,6 +36,8 @@ pub(crate) struct Hub {
     changes: Changes,
     /// Requests that are being handled, noise included: what a drain waits for.
     pub(crate) active: AtomicUsize,
+    /// Pods that are being probed, of all pools.
+    pub(crate) probed: AtomicUsize,
     /// Cancelled when requests that still wait must be given up.
     pub(crate) give_up: CancellationToken,
 }
@@ -72,6 +74,7 @@ impl Hub {
             led: Mutex::default(),
             changes: Changes::default(),
             active: AtomicUsize::new(0),
+            probed: AtomicUsize::new(0),
             give_up: CancellationToken::new(),
         })
     }

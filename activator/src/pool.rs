@@ -166,6 +166,8 @@ struct Pod {
     on_probation: bool,
     /// A task probes it.
     is_probed: bool,
+    /// When its last probe that failed was sent.
+    failed: Option<Duration>,
     appeared: Duration,
 }
 
@@ -419,6 +421,7 @@ impl Pool {
                 answers: false,
                 on_probation: false,
                 is_probed: false,
+                failed: None,
                 appeared: now,
             };
             state.pods.insert(address, pod);

@@ -14,7 +14,7 @@ pub(crate) struct WakeClock {
     woken_by: String,
     signal: Option<Duration>,
     address: Option<Duration>,
-    /// The last probe that failed.
+    /// When the last failed probe of the pod that answers first was sent: it listened no sooner.
     failed: Option<Duration>,
     listening: Option<Duration>,
     held: u32,
@@ -62,7 +62,7 @@ impl WakeClock {
         self.address.get_or_insert(now);
     }
 
-    /// A probe failed.
+    /// A pod answers whose last failed probe was sent then.
     pub(crate) fn failed(&mut self, now: Duration) {
         if self.listening.is_none() {
             self.failed = Some(now);

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Endpoint, Pool, ProbeTarget, State};
 
@@ -63,16 +64,15 @@ impl Pool {
         }
     }
 
-    /// The pod answered (or not) a probe.
-    pub(crate) fn probed(self: &Arc<Self>, address: IpAddr, endpoint: &Arc<Endpoint>, answers: bool) {
+    /// The pod answered (or not) a probe that was sent at `asked`.
+    pub(crate) fn probed(
+        self: &Arc<Self>,
+        address: IpAddr,
+        endpoint: &Arc<Endpoint>,
+        asked: Duration,
+        answers: bool,
+    ) {
         let mut state = self.state.lock();
-        if !answers {
-            let now = self.hub.now();
-            if let Some(clock) = &mut state.waking {
-                clock.failed(now);
-            }
-            return;
-        }
         let Some(pod) = state
             .pods
             .get_mut(&address)
@@ -80,8 +80,17 @@ impl Pool {
         else {
             return;
         };
+        if !answers {
+            pod.failed = Some(asked);
+            return;
+        }
         pod.answers = true;
         pod.on_probation = false;
+        // The first pod that answers is the one whose waiting counts; a pod that never failed answered when asked.
+        let failed = pod.failed.take().unwrap_or(asked);
+        if let Some(clock) = &mut state.waking {
+            clock.failed(failed);
+        }
         self.refresh(&mut state);
         drop(state);
         self.touch(true);
