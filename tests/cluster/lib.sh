@@ -5,6 +5,8 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd)
 DIR=${DORMOUSE_CLUSTER_DIR:-/var/lib/dormouse-cluster}
 NETNS=${DORMOUSE_CLUSTER_NETNS:-dormouse-cluster}
+# Two clusters on one machine need a folder, a namespace and a cgroup each; the cgroup is named after the namespace.
+CGROUP=$NETNS
 CACHE=${DORMOUSE_CACHE:-$HOME/.cache/dormouse}
 KUBERNETES_VERSION=1.35.4
 
