@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
 use crds::route::Phase;
 use dormouse_tests::e2e::{self, App, Cluster, Control, Load, SOON, System};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -27,11 +27,7 @@ fn no_request_of_a_steady_client_fails_is_answered_twice_or_is_lost_over_any_edg
         let load = Load::start("s3", steady(&cluster.urls("web").await?)?).await?;
         for cycle in 1..=cycles {
             cluster.wait_phase("web", Phase::Awake, SOON).await?;
-            let (code, out, error) = cluster.run(&["sleep", "web"]).await?;
-            ensure!(code == 0, "dormouse sleep: {code} {out} {error}");
-            // The traffic wakes it at once, so zero is seen in the Deployment's history rather than in its state:
-            // each sleep and each wake is a new generation.
-            wait_generation(cluster, cycle * 2).await?;
+            sleep_and_wake(cluster).await.with_context(|| format!("cycle {cycle}"))?;
             ensure!(load.failed() == 0, "a request failed in cycle {cycle}");
         }
         cluster.wait_phase("web", Phase::Awake, SOON).await?;
@@ -56,15 +52,28 @@ fn no_request_of_a_steady_client_fails_is_answered_twice_or_is_lost_over_any_edg
     });
 }
 
-/// Waits until the Deployment has been changed at least `changes` times and wants a pod again.
-async fn wait_generation(cluster: &Cluster, changes: i64) -> anyhow::Result<()> {
-    let what = format!("web after {changes} changes of its replicas");
-    e2e::wait_for(cluster.api::<Deployment>(), &what, SOON, |deployments| {
-        let deployment = deployments.get("default/web")?;
-        let generation = deployment.metadata.generation?;
-        let replicas = deployment.spec.as_ref()?.replicas?;
-        (generation > changes && replicas > 0).then_some(())
+/// Puts it to sleep, and waits until its traffic has woken it. That happens at once, so zero is seen in the Deployment's
+/// history rather than in its state: each sleep and each wake is a new generation.
+async fn sleep_and_wake(cluster: &Cluster) -> Result<()> {
+    /// Nobody is sent to sleep with a request in flight, so it may take a few words.
+    const TRIES: u32 = 20;
+    let before = cluster.api::<Deployment>().get("web").await?;
+    let before = before.metadata.generation.context("a generation")?;
+    for _ in 0..TRIES {
+        let (code, out, error) = cluster.run(&["sleep", "web"]).await?;
+        ensure!(code == 0, "dormouse sleep: {code} {out} {error}");
+        if wait_generation(cluster, before + 1, Duration::from_secs(2)).await.is_ok() {
+            return wait_generation(cluster, before + 2, SOON).await;
+        }
+    }
+    anyhow::bail!("asked to sleep {TRIES} times, in vain")
+}
+
+/// Waits until the Deployment has this generation.
+async fn wait_generation(cluster: &Cluster, generation: i64, limit: Duration) -> Result<()> {
+    let what = format!("web at generation {generation}");
+    e2e::wait_for(cluster.api::<Deployment>(), &what, limit, |deployments| {
+        (deployments.get("default/web")?.metadata.generation? >= generation).then_some(())
     })
     .await
-    .context("dormouse sleep did not put it to sleep, or its traffic did not wake it")
 }
