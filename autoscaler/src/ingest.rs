@@ -11,8 +11,9 @@ mod membership;
 mod probe;
 mod stream;
 mod told;
+mod waking;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -29,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::state::{Dirty, RouteKey};
 use membership::{Member, Membership};
 use told::{apply_acks, apply_busy};
+use waking::Waking;
 
 pub(crate) use probe::Probe;
 pub(crate) use stream::Token;
@@ -132,7 +134,7 @@ struct State {
     expected: HashMap<Endpoint, Instant>,
     streams: BTreeMap<Endpoint, Stream>,
     membership: Membership,
-    waking: BTreeSet<PoolKey>,
+    waking: Waking,
     probes: HashMap<u64, (Endpoint, oneshot::Sender<ProbeResult>)>,
     last_prober: usize,
 }
@@ -272,14 +274,13 @@ impl Fleet {
     /// Says in every directive, from now on, whether the wake of `pool` is being carried out.
     pub(crate) fn set_waking(&self, pool: &PoolKey, waking: bool) {
         let mut state = self.state.lock();
-        let changed = if waking {
-            state.waking.insert(pool.clone())
-        } else {
-            state.waking.remove(pool)
-        };
+        if !waking {
+            // No news that an activator waits for: the next heartbeat tells.
+            return state.waking.end(pool);
+        }
+        let began = state.waking.begin(pool);
         drop(state);
-        // Taking a pool out is no news that an activator waits for: the next heartbeat tells.
-        if changed && waking {
+        if began {
             self.directives.send_modify(|count| *count += 1);
         }
     }
@@ -448,24 +449,27 @@ impl Fleet {
         changed
     }
 
-    /// What to tell an activator now.
-    fn directive(&self, probes: Vec<ProbeOrder>) -> Directive {
+    /// What to tell an activator now that knows of the wakes up to `told` (0: of none), and of which it knows then.
+    fn directive(&self, probes: Vec<ProbeOrder>, told: u64) -> (Directive, u64) {
         let state = self.state.lock();
         if !state.leadership.leader {
-            return Directive {
+            let standby = Directive {
                 autoscaler: self.name.clone(),
                 ..Directive::default()
             };
+            return (standby, 0);
         }
-        Directive {
+        let (waking, told) = state.waking.since(told);
+        let directive = Directive {
             autoscaler: self.name.clone(),
             leader: true,
             epoch: state.membership.epoch(),
             activators: state.membership.members().to_vec(),
             settled: state.membership.settled(),
-            waking: state.waking.iter().cloned().collect(),
+            waking,
             probes,
-        }
+        };
+        (directive, told)
     }
 }
 

@@ -9,6 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::evidence::EpochReport;
 use crate::route::Wake;
 
 /// Longest time between two lines, in milliseconds.
@@ -49,6 +50,9 @@ pub struct Report {
     /// Answers to self-probe orders.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<ProbeResult>,
+    /// Epochs of rollouts whose counts changed; in a snapshot all of the attempts that Routes name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub epochs: Vec<EpochReport>,
 }
 
 /// That an activator listens on all ports of a Route's generation, or cannot.
@@ -156,7 +160,8 @@ pub struct Directive {
     /// Whether all of them have acknowledged the epoch with no foreign request in flight. Before that an activator
     /// uses, of a limited pool, only pods that are its own both by this epoch and by the last settled one.
     pub settled: bool,
-    /// Pools whose wake has been seen and is being carried out. Repeated until they are awake.
+    /// Pools whose wake has been seen and is being carried out. A line sent because a wake began names those that this
+    /// stream has not been told of; all of them are repeated at least every [`HEARTBEAT_MS`] until they are awake.
     pub waking: Vec<PoolKey>,
     /// Self-probes to run, each once.
     pub probes: Vec<ProbeOrder>,

@@ -138,7 +138,9 @@ async fn session(
     let (order, mut orders) = mpsc::channel::<ProbeOrder>(ORDERS);
     let mut splitter = Lines::default();
     let mut heard = Instant::now();
-    let mut sent = Instant::now();
+    let mut repeated = Instant::now();
+    // Up to which wake the activator has been told; 0 has all of them told again.
+    let mut told = 0;
     loop {
         let mut probes = Vec::new();
         tokio::select! {
@@ -174,11 +176,15 @@ async fn session(
                 }
             }
             changed = directives.changed() => if changed.is_err() { return Ok(()) },
-            () = sleep_until(sent + HEARTBEAT) => {}
+            () = sleep_until(repeated + HEARTBEAT) => {
+                repeated = Instant::now();
+                told = 0;
+            }
         }
         directives.mark_unchanged();
-        sent = Instant::now();
-        send(&sender, &fleet.directive(probes))?;
+        let (directive, up_to) = fleet.directive(probes, told);
+        told = up_to;
+        send(&sender, &directive)?;
     }
 }
 
@@ -220,7 +226,7 @@ async fn open(
             .map(|line| line.map(|line| Ok::<_, std::convert::Infallible>(Frame::data(line))))
     });
     let request = request.body(StreamBody::new(frames))?;
-    send(sender, &fleet.directive(Vec::new()))?;
+    send(sender, &fleet.directive(Vec::new(), 0).0)?;
     let response = timeout(SILENCE, requests.send_request(request))
         .await
         .map_err(|_| Error::Silent)??;
