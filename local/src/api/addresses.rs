@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
+use super::families;
 use super::resources::Resource;
 use super::status::{ApiError, Cause};
 
@@ -78,10 +79,10 @@ impl Addresses {
         let holder = service["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         match self.fill(&holder, service, live, &mut lease) {
             Ok(()) => Ok(lease),
-            Err(cause) => {
+            Err(causes) => {
                 self.give_back(lease);
                 let name = service["metadata"]["name"].as_str().unwrap_or_default();
-                Err(ApiError::invalid("", "Service", name, &[cause]))
+                Err(ApiError::invalid("", "Service", name, &causes))
             }
         }
     }
@@ -92,7 +93,7 @@ impl Addresses {
         service: &mut Value,
         live: Option<&Value>,
         lease: &mut Lease,
-    ) -> Result<(), Cause> {
+    ) -> Result<(), Vec<Cause>> {
         let kind = service["spec"]["type"].as_str().unwrap_or("ClusterIP").to_owned();
         let old_kind = live.map(|live| live["spec"]["type"].as_str().unwrap_or("ClusterIP").to_owned());
         if kind == "ExternalName" {
@@ -112,9 +113,18 @@ impl Addresses {
                     }
                 }
             }
-            self.cluster_ip(holder, service, live, lease)?;
+            let spec = &mut service["spec"];
+            if spec.get("clusterIP").is_none()
+                && let Some(first) = spec["clusterIPs"].get(0).cloned()
+            {
+                spec["clusterIP"] = first;
+            }
+            families::fill(service, live)?;
+            self.cluster_ip(holder, service, live, lease)
+                .map_err(|cause| vec![cause])?;
         }
-        self.node_ports(holder, service, live, &kind, lease)?;
+        self.node_ports(holder, service, live, &kind, lease)
+            .map_err(|cause| vec![cause])?;
         if let Some(live) = live {
             let (now, ports) = (address_of(service), ports_of(service));
             lease.freed_addresses = address_of(live)
@@ -137,11 +147,6 @@ impl Addresses {
         lease: &mut Lease,
     ) -> Result<(), Cause> {
         let spec = &mut service["spec"];
-        if spec.get("clusterIP").is_none()
-            && let Some(first) = spec["clusterIPs"].get(0).cloned()
-        {
-            spec["clusterIP"] = first;
-        }
         let given = spec["clusterIP"].as_str().map(str::to_owned);
         let address = match given.as_deref() {
             Some("None") => None,
@@ -192,18 +197,6 @@ impl Addresses {
         spec["clusterIP"] = json!(text);
         if spec.get("clusterIPs").is_none() {
             spec["clusterIPs"] = json!([text]);
-        }
-        if spec.get("ipFamilies").is_none() {
-            spec["ipFamilies"] = json!(["IPv4"]);
-        }
-        if spec.get("ipFamilyPolicy").is_none() {
-            // A headless Service without selector gets both families where there are two; here there is one.
-            let headless = address.is_none() && spec.get("selector").is_none();
-            spec["ipFamilyPolicy"] = json!(if headless {
-                "RequireDualStack"
-            } else {
-                "SingleStack"
-            });
         }
         Ok(())
     }

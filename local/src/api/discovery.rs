@@ -37,6 +37,12 @@ const REVIEWS: &[(&str, &str, &str, bool)] = &[
     ),
     (
         "authorization.k8s.io",
+        "selfsubjectrulesreviews",
+        "SelfSubjectRulesReview",
+        false,
+    ),
+    (
+        "authorization.k8s.io",
         "subjectaccessreviews",
         "SubjectAccessReview",
         false,

@@ -17,6 +17,7 @@ mod convert;
 mod defaults;
 mod delete;
 mod discovery;
+mod families;
 mod fieldset;
 mod jsonpath;
 mod names;
@@ -60,7 +61,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::addresses::Addresses;
 use self::resources::Registry;
-pub use self::server::{path_of, serve};
+pub use self::server::{path_of, serve, url_of};
 use self::store::Store;
 pub use self::store::StoreStats;
 

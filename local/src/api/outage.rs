@@ -5,6 +5,10 @@
 //! back with its objects but without its history, as after a restart from a backup, so that everyone who watched gets
 //! 410 and lists again; `&history=keep` keeps it, as after a broken network. `seconds=0` only cuts.
 //!
+//! ```sh
+//! kubectl --kubeconfig FILE create --raw '/local/outage?seconds=5' -f /dev/null
+//! ```
+//!
 //! It needs a token of `system:masters`, ends by itself, and there is one at a time, so it cannot lock anyone out.
 //! Processes and their connections live on: only the API is away.
 

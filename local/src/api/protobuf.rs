@@ -17,6 +17,8 @@ enum Kind {
     Flag,
     /// `IntOrString`.
     Either,
+    /// `Quantity`: its text in a message.
+    Quantity,
     Message(&'static [Field]),
     /// A map from text to text, or to bytes.
     Texts,
@@ -25,7 +27,7 @@ enum Kind {
     Dropped,
 }
 
-use Kind::{Bytes, BytesMap, Dropped, Either, Flag, Message, Number, Text, Texts};
+use Kind::{Bytes, BytesMap, Dropped, Either, Flag, Message, Number, Quantity, Text, Texts};
 
 /// Number, name, kind, repeated.
 type Field = (u32, &'static str, Kind, bool);
@@ -164,6 +166,57 @@ const ACCESS_SPEC: &[Field] = &[
     ),
 ];
 
+/// autoscaling/v1.
+const AUTOSCALER_SPEC_V1: &[Field] = &[
+    (1, "scaleTargetRef", Message(SCALE_TARGET), false),
+    (2, "minReplicas", Number, false),
+    (3, "maxReplicas", Number, false),
+    (4, "targetCPUUtilizationPercentage", Number, false),
+];
+
+const SCALE_TARGET: &[Field] = &[
+    (1, "kind", Text, false),
+    (2, "name", Text, false),
+    (3, "apiVersion", Text, false),
+];
+
+/// autoscaling/v2, with the metrics that `kubectl autoscale` can name.
+const AUTOSCALER_SPEC: &[Field] = &[
+    (1, "scaleTargetRef", Message(SCALE_TARGET), false),
+    (2, "minReplicas", Number, false),
+    (3, "maxReplicas", Number, false),
+    (4, "metrics", Message(METRIC), true),
+];
+
+const METRIC: &[Field] = &[
+    (1, "type", Text, false),
+    (
+        4,
+        "resource",
+        Message(&[
+            (1, "name", Text, false),
+            (2, "target", Message(METRIC_TARGET), false),
+        ]),
+        false,
+    ),
+];
+
+const METRIC_TARGET: &[Field] = &[
+    (1, "type", Text, false),
+    (2, "value", Quantity, false),
+    (3, "averageValue", Quantity, false),
+    (4, "averageUtilization", Number, false),
+];
+
+const BUDGET_SPEC: &[Field] = &[
+    (1, "minAvailable", Either, false),
+    (2, "selector", Message(SELECTOR), false),
+    (3, "maxUnavailable", Either, false),
+    (4, "unhealthyPodEvictionPolicy", Text, false),
+];
+
+const RULES_SPEC: &[Field] = &[(1, "namespace", Text, false)];
+
 const DELETE_OPTIONS: &[Field] = &[
     (1, "gracePeriodSeconds", Number, false),
     (
@@ -181,7 +234,7 @@ const METADATA_FIELD: Field = (1, "metadata", Message(METADATA), false);
 const STATUS_FIELD: Field = (3, "status", Dropped, false);
 
 /// The fields of a kind; none: it is not read.
-fn kind_fields(kind: &str) -> Option<&'static [Field]> {
+fn kind_fields(api_version: &str, kind: &str) -> Option<&'static [Field]> {
     Some(match kind {
         "Namespace" => &[
             METADATA_FIELD,
@@ -222,6 +275,26 @@ fn kind_fields(kind: &str) -> Option<&'static [Field]> {
             (2, "spec", Message(ACCESS_SPEC), false),
             STATUS_FIELD,
         ],
+        "HorizontalPodAutoscaler" if api_version == "autoscaling/v1" => &[
+            METADATA_FIELD,
+            (2, "spec", Message(AUTOSCALER_SPEC_V1), false),
+            STATUS_FIELD,
+        ],
+        "HorizontalPodAutoscaler" => &[
+            METADATA_FIELD,
+            (2, "spec", Message(AUTOSCALER_SPEC), false),
+            STATUS_FIELD,
+        ],
+        "PodDisruptionBudget" => &[
+            METADATA_FIELD,
+            (2, "spec", Message(BUDGET_SPEC), false),
+            STATUS_FIELD,
+        ],
+        "SelfSubjectRulesReview" => &[
+            METADATA_FIELD,
+            (2, "spec", Message(RULES_SPEC), false),
+            STATUS_FIELD,
+        ],
         "SelfSubjectReview" => &[METADATA_FIELD, (2, "status", Dropped, false)],
         "DeleteOptions" => DELETE_OPTIONS,
         _ => return None,
@@ -247,7 +320,7 @@ pub(crate) fn read(body: &[u8]) -> Option<Value> {
             _ => {}
         }
     }
-    let mut object = message(kind_fields(&kind)?, raw, 0)?;
+    let mut object = message(kind_fields(&api_version, &kind)?, raw, 0)?;
     object.insert("kind".to_owned(), json!(kind));
     object.insert("apiVersion".to_owned(), json!(api_version));
     Some(Value::Object(object))
@@ -276,6 +349,10 @@ fn message(fields: &[Field], bytes: &[u8], depth: usize) -> Option<Map<String, V
             (Number, Wire::Number(number)) => json!(i64::from_ne_bytes(number.to_ne_bytes())),
             (Flag, Wire::Number(number)) => json!(number != 0),
             (Either, Wire::Bytes(bytes)) => either(bytes)?,
+            (Quantity, Wire::Bytes(bytes)) => {
+                let inner = message(&[(1, "string", Text, false)], bytes, depth + 1)?;
+                inner.get("string").cloned().unwrap_or_else(|| json!("0"))
+            }
             (Message(inner), Wire::Bytes(bytes)) => Value::Object(message(inner, bytes, depth + 1)?),
             (Texts | BytesMap, Wire::Bytes(bytes)) => {
                 let held = if matches!(kind, Texts) { Text } else { Bytes };

@@ -1,4 +1,4 @@
-//! TokenReview, SubjectAccessReview, SelfSubjectAccessReview, SelfSubjectReview: asked, answered, never stored.
+//! TokenReview, the reviews of access, SelfSubjectReview: asked, answered, never stored.
 
 use serde_json::{Value, json};
 
@@ -20,6 +20,7 @@ pub(crate) fn review(
         ("authentication.k8s.io", ["v1", "selfsubjectreviews"]) => "SelfSubjectReview",
         ("authorization.k8s.io", ["v1", "subjectaccessreviews"]) => "SubjectAccessReview",
         ("authorization.k8s.io", ["v1", "selfsubjectaccessreviews"]) => "SelfSubjectAccessReview",
+        ("authorization.k8s.io", ["v1", "selfsubjectrulesreviews"]) => "SelfSubjectRulesReview",
         ("authorization.k8s.io", ["v1", "namespaces", _, "localsubjectaccessreviews"]) => {
             "LocalSubjectAccessReview"
         }
@@ -44,6 +45,11 @@ fn decide(api: &Api, user: &User, group: &str, kind: &str, review: &Value) -> Va
             }
         }
         "SelfSubjectReview" => json!({ "userInfo": info(user) }),
+        "SelfSubjectRulesReview" => json!({
+            "resourceRules": [{ "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"] }],
+            "nonResourceRules": [{ "verbs": ["*"], "nonResourceURLs": ["*"] }],
+            "incomplete": false,
+        }),
         _ => json!({ "allowed": true, "reason": "the embedded cluster allows every known user everything" }),
     };
     let mut metadata = review["metadata"].clone();

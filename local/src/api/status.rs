@@ -184,6 +184,14 @@ impl ApiError {
         )
     }
 
+    /// What a real cluster has and this one has not.
+    pub(crate) fn not_served(what: &str) -> Self {
+        let message = format!(
+            "the embedded cluster does not serve {what}: its pods are processes of this machine, reached at their addresses"
+        );
+        Self::new(501, "NotImplemented", message)
+    }
+
     pub(crate) fn already_exists(group: &str, plural: &str, name: &str) -> Self {
         Self::new(
             409,

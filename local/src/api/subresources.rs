@@ -21,6 +21,11 @@ pub(crate) async fn handle(request: &Request<'_>) -> Result<Answer, ApiError> {
         ("binding", "POST") if resource.is("", "Pod") => bind(request),
         ("finalize", "PUT") if resource.is("", "Namespace") => write::update(request),
         ("log" | "eviction" | "binding", _) if resource.is("", "Pod") => Err(ApiError::method_not_allowed()),
+        (asked @ ("exec" | "attach" | "portforward" | "proxy" | "ephemeralcontainers"), _)
+            if resource.is("", "Pod") =>
+        {
+            Err(ApiError::not_served(&format!("pods/{asked}")))
+        }
         _ => Err(ApiError::no_such_path()),
     }
 }
