@@ -59,6 +59,8 @@ pub(crate) struct Shares {
     /// Who shared by the last epoch that was settled; `None`: we have seen none, so others may use what is ours now.
     settled: Option<Vec<String>>,
     is_settled: bool,
+    /// Epochs may have been settled that we have not heard of.
+    was_away: bool,
 }
 
 impl Shares {
@@ -86,6 +88,11 @@ impl Shares {
         self.current.iter().any(|name| *name != self.me)
     }
 
+    /// No leader was heard for so long that epochs may have been settled without us.
+    pub(crate) fn was_away(&mut self) {
+        self.was_away = true;
+    }
+
     /// Takes over what a leader says. Returns whether anything changed; an epoch of the past changes nothing.
     pub(crate) fn update(&mut self, epoch: u64, activators: Vec<String>, settled: bool) -> bool {
         if epoch < self.epoch {
@@ -96,6 +103,10 @@ impl Shares {
             self.current = activators;
             self.epoch = epoch;
             self.is_settled = false;
+            if std::mem::take(&mut self.was_away) {
+                // What was ours when we left may have been another's meanwhile, and be in use.
+                self.settled = None;
+            }
         }
         if settled && !self.is_settled {
             self.settled = Some(self.current.clone());
@@ -231,6 +242,18 @@ mod tests {
         shares.update(5, vec!["a".into()], false);
         assert!(shares.is_mine_now(pod(1)) && !shares.may_use(pod(1)));
         shares.update(5, vec!["a".into()], true);
+        assert!(shares.may_use(pod(1)));
+    }
+
+    #[test]
+    fn who_comes_back_waits_like_a_newcomer() {
+        let mut shares = Shares::new("a");
+        shares.update(5, vec!["a".into()], true);
+        shares.was_away();
+        assert!(shares.may_use(pod(1)), "while no other epoch is heard of");
+        shares.update(9, vec!["a".into()], false);
+        assert!(!shares.may_use(pod(1)), "in epoch 8 it may have been another's");
+        shares.update(9, vec!["a".into()], true);
         assert!(shares.may_use(pod(1)));
     }
 

@@ -18,7 +18,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use tokio::net::{TcpSocket, TcpStream};
 
+use crds::names::HOP_HEADER;
+
 use crate::body::Upload;
+use crate::hub::Hub;
+use crate::places::{self, PLACE_HEADER, Word};
 use crate::pool::Endpoint;
 
 /// Most idle connections that a worker keeps to one endpoint: above any number of requests that one core has in flight
@@ -224,6 +228,45 @@ async fn h2_sender(line: Line<'_>) -> std::io::Result<http2::SendRequest<Upload>
     tokio::spawn(async move { drop(connection.await) });
     open.push((line.port, sender.clone()));
     Ok(sender)
+}
+
+/// Says a word about a place to a peer. `None`: it gave no good answer; the number is that of the place it keeps.
+///
+/// # Cancel safety
+/// Dropping the future closes the connection, and the peer gives up what was asked for.
+pub(crate) async fn say(
+    hub: &Hub,
+    peer: &Arc<Endpoint>,
+    port: u16,
+    pool: &str,
+    word: Word,
+) -> Option<Option<u64>> {
+    let mut request = Request::new(Upload::default());
+    let headers = request.headers_mut();
+    headers.insert(http::header::HOST, http::HeaderValue::from_static("activator"));
+    headers.insert(HOP_HEADER, http::HeaderValue::try_from(&hub.instance).ok()?);
+    headers.insert(PLACE_HEADER, places::write(word, pool)?);
+    let line = Line {
+        endpoint: peer,
+        port,
+        // Control tasks have connections of their own, because a connection lives on its own thread.
+        worker: hub.config.workers,
+        h2: false,
+        connect_timeout: hub.config.connect_timeout,
+        source: hub.source(),
+    };
+    let answer = tokio::time::timeout(places::LONGEST * 2, send(line, request))
+        .await
+        .ok()?
+        .ok()?;
+    if let Some(lease) = answer.lease {
+        lease.give_back();
+    }
+    if answer.response.status() != http::StatusCode::OK {
+        return None;
+    }
+    let number = answer.response.headers().get(PLACE_HEADER);
+    Some(number.and_then(|number| number.to_str().ok()?.parse().ok()))
 }
 
 async fn connect(line: Line<'_>) -> std::io::Result<TcpStream> {

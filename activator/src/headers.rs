@@ -7,6 +7,8 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Uri, Version};
 
+use crate::places::PLACE_HEADER;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -64,6 +66,7 @@ pub(crate) fn to_pod(parts: &mut Parts, from: Option<&HeaderValue>, h2: bool, up
     // A body of unknown length keeps its coding in HTTP/1.1, or a GET would lose its body.
     headers.remove(TRANSFER_ENCODING);
     headers.remove(HOP_HEADER);
+    headers.remove(PLACE_HEADER);
     headers.remove(PROBE_HEADER);
     if let Some(from) = from {
         forwarded_for(headers, from);

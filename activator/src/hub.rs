@@ -122,7 +122,17 @@ impl Hub {
 
     /// A leader has spoken.
     pub(crate) fn heard_leader(&self) {
-        *self.led.lock() = Some(Instant::now());
+        let now = Instant::now();
+        // Leaders speak every half second, and none settles an epoch without an activator that was there two seconds ago.
+        let away = Duration::from_millis(SILENCE_MS / 2);
+        if self.led.lock().replace(now).is_some_and(|last| now - last > away) {
+            self.was_away();
+        }
+    }
+
+    /// Epochs may have come and gone of which we know nothing.
+    pub(crate) fn was_away(&self) {
+        self.shares.write().was_away();
     }
 
     /// Whether another activator is known to serve. What a leader said once counts only while it goes on speaking.
@@ -152,6 +162,11 @@ impl Hub {
         }
         let names = activators.iter().map(|peer| peer.name.clone()).collect();
         self.shares.write().update(epoch, names, settled)
+    }
+
+    /// The address from which peers are dialled: they know us by it. `None`: the system chooses.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        Some(self.config.bind).filter(|bind| !bind.is_unspecified())
     }
 
     /// Where the peer activator of that name listens.

@@ -32,6 +32,7 @@ mod hub;
 mod meter;
 mod metrics;
 mod noise;
+mod places;
 mod pool;
 mod probe;
 mod reject;

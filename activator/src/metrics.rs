@@ -35,6 +35,7 @@ pub(crate) struct Metrics {
     pub(crate) rejections: IntCounterVec,
     pub(crate) retries: IntCounterVec,
     pub(crate) noise: IntCounter,
+    pub(crate) places_lapsed: IntCounter,
     pub(crate) connections: IntCounter,
     pub(crate) accept_errors: IntCounter,
     pub(crate) probes: IntCounterVec,
@@ -86,6 +87,10 @@ impl Metrics {
             noise: counter(
                 "activator_noise_answered_total",
                 "Probes and scrapes answered for sleeping pools",
+            ),
+            places_lapsed: counter(
+                "activator_places_lapsed_total",
+                "Places kept for a peer activator that neither took nor gave them back in time",
             ),
             connections: counter("activator_connections_total", "Accepted client connections"),
             accept_errors: counter(

@@ -19,6 +19,7 @@ use crate::headers;
 use crate::hub::Hub;
 use crate::meter::Outcome;
 use crate::noise::{self, Noise};
+use crate::places::{self, PLACE_HEADER, Word};
 use crate::pool::{Enter, Pool, Slot};
 use crate::reject::{self, Reject};
 use crate::route::Target;
@@ -109,8 +110,29 @@ async fn serve(connection: Arc<Connection>, mut request: Request<Incoming>) -> R
     if let Err(reject) = check(&request) {
         return refuse(hub, &reject, request.headers(), is_h2);
     }
-    let Some(pool) = target.choose(&mut |below| fastrand::u32(..below)) else {
+    let (word, pool) = match request.headers().get(PLACE_HEADER) {
+        None => (None, target.choose(&mut |below| fastrand::u32(..below))),
+        // From a peer that we have not been told of yet it must not become a request to a pod.
+        Some(_) if !connection.is_peer => {
+            let reject = Reject::BadRequest("dormouse-place is a field between activators");
+            return refuse(hub, &reject, request.headers(), is_h2);
+        }
+        Some(value) => match places::read(value) {
+            Some((word, pool)) => (Some(word), target.pool(pool)),
+            None => (None, None),
+        },
+    };
+    let Some(pool) = pool else {
         return refuse(hub, &Reject::NoRoute, request.headers(), is_h2);
+    };
+    let kept = match word {
+        Some(Word::Ask) => return Box::pin(keep_place(&connection, pool)).await,
+        Some(Word::Give(number)) => {
+            drop(pool.take(number));
+            return Response::new(Either::Left(Full::default()));
+        }
+        Some(Word::Take(number)) => pool.take(number),
+        None => None,
     };
     let noise = noise::kind(request.headers(), request.uri().path(), &target.ignore);
     if let Some(noise) = noise
@@ -141,7 +163,7 @@ async fn serve(connection: Arc<Connection>, mut request: Request<Incoming>) -> R
     };
     let request = request.map(|body| Upload::new(body, activity.clone()));
     // 2.–4. Admit, pick, forward: as often as it takes.
-    match attempt(&call, &mut usage, request, client.upgrade.is_some()).await {
+    match attempt(&call, &mut usage, request, kept, client.upgrade.is_some()).await {
         // 5. Account.
         Ok(done) => account(&call, usage, done, client, activity),
         Err(reject) => {
@@ -194,6 +216,7 @@ async fn attempt(
     call: &Call<'_>,
     usage: &mut Use,
     request: Request<Upload>,
+    mut kept: Option<Slot>,
     is_upgrade: bool,
 ) -> Result<Done, Reject> {
     let hub = &call.connection.hub;
@@ -205,8 +228,11 @@ async fn attempt(
     let mut request = Request::from_parts(parts, body);
     loop {
         // 2. Admit and 3. pick: with a limit they are one fact, so the pool does both.
-        let slot = admit(call, usage, &request, &mut was_cold).await?;
-        let endpoint = Arc::clone(&slot.endpoint);
+        let slot = match kept.take() {
+            Some(slot) => slot,
+            None => admit(call, usage, &request, &mut was_cold).await?,
+        };
+        let (endpoint, ticket) = (Arc::clone(&slot.endpoint), slot.ticket);
         let sent = hub.now();
         usage.sent(slot, sent);
         call.pool.budget.earn();
@@ -214,7 +240,7 @@ async fn attempt(
         // 4. Forward.
         tries += 1;
         // Boxed: a request that waits, and a connection that is idle, should not keep the room for it.
-        let failure = match Box::pin(forward_once(call, &endpoint, request)).await? {
+        let failure = match Box::pin(forward_once(call, &endpoint, ticket, request)).await? {
             Ok(answer) => {
                 return Ok(Done {
                     answer,
@@ -286,6 +312,7 @@ async fn admit(
 async fn forward_once(
     call: &Call<'_>,
     endpoint: &Arc<crate::pool::Endpoint>,
+    ticket: Option<u64>,
     mut request: Request<Upload>,
 ) -> Result<Result<Answer, Failure>, Reject> {
     let hub = &call.connection.hub;
@@ -298,8 +325,12 @@ async fn forward_once(
         if let Ok(instance) = HeaderValue::try_from(&hub.instance) {
             request.headers_mut().insert(HOP_HEADER, instance);
         }
+        if let Some(take) = ticket.and_then(|ticket| places::write(Word::Take(ticket), &call.pool.key.pool)) {
+            request.headers_mut().insert(PLACE_HEADER, take);
+        }
     } else {
         request.headers_mut().remove(HOP_HEADER);
+        request.headers_mut().remove(PLACE_HEADER);
     }
     let line = Line {
         endpoint,
@@ -307,8 +338,7 @@ async fn forward_once(
         worker: call.connection.worker,
         h2: call.h2c,
         connect_timeout: hub.config.connect_timeout,
-        // A peer knows us by our address.
-        source: Some(hub.config.bind).filter(|bind| hop && !bind.is_unspecified()),
+        source: hub.source().filter(|_| hop),
     };
     let timeouts = &call.target.timeouts;
     let limit = match (timeouts.response_start, timeouts.request) {
@@ -418,6 +448,30 @@ fn switch(usage: Use, client: Client, mut response: Response<Incoming>) -> Respo
         usage.finish(Outcome::Ok);
     });
     response.map(|_| Either::Left(Full::default()))
+}
+
+/// Waits for a place that a peer asks for, and keeps it. The request it is for waits at the peer, and is counted there.
+async fn keep_place(connection: &Connection, pool: &Arc<Pool>) -> Response<ResponseBody> {
+    let hub = &connection.hub;
+    let slot = match pool.enter(
+        Kind::Hop,
+        hub.now(),
+        &mut |below| fastrand::u32(..below),
+        None::<fn() -> String>,
+    ) {
+        Enter::Granted(slot) => Some(slot),
+        Enter::Queued(mut held) => tokio::time::timeout(places::LONGEST, held.place()).await.ok(),
+        Enter::Full => None,
+    };
+    let mut response = Response::new(Either::Left(Full::default()));
+    match slot {
+        Some(slot) => {
+            let number = HeaderValue::from(pool.keep(slot));
+            response.headers_mut().insert(PLACE_HEADER, number);
+        }
+        None => *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE,
+    }
+    response
 }
 
 /// The answer to a self-probe: who we are, and whose port this is.

@@ -69,6 +69,14 @@ impl Timeouts {
 }
 
 impl Target {
+    /// The pool of that name.
+    pub(crate) fn pool(&self, name: &str) -> Option<&Arc<Pool>> {
+        self.pools
+            .iter()
+            .map(|(_, pool)| pool)
+            .find(|pool| pool.key.pool == name)
+    }
+
     /// The pool for one request, by weight.
     pub(crate) fn choose(&self, random: &mut impl FnMut(u32) -> u32) -> Option<&Arc<Pool>> {
         match self.pools.as_slice() {

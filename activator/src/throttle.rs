@@ -12,9 +12,9 @@ use tokio::sync::oneshot;
 /// What a request may be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// From a client: any place, also at a peer activator.
+    /// Any place, also one at a peer activator.
     Client,
-    /// From a peer activator: only a pod, never another peer.
+    /// Only a pod of our own: it comes from a peer activator, or it is a stream of bytes, which cannot be sent on.
     Hop,
 }
 
@@ -24,6 +24,8 @@ pub(crate) struct Throttle<T> {
     queue: VecDeque<Waiter<T>>,
     /// Entries of `queue` whose waiter is still there.
     waiting: usize,
+    /// Of these, how many may be given a peer's place.
+    clients: usize,
     next: u64,
 }
 
@@ -56,6 +58,7 @@ impl<T> Default for Throttle<T> {
         Self {
             queue: VecDeque::new(),
             waiting: 0,
+            clients: 0,
             next: 0,
         }
     }
@@ -65,6 +68,11 @@ impl<T> Throttle<T> {
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting
+    }
+
+    /// Requests that wait and may be given a peer's place.
+    pub(crate) fn clients(&self) -> usize {
+        self.clients
     }
 
     /// When the request that has waited longest came.
@@ -81,10 +89,10 @@ impl<T> Throttle<T> {
         now: Duration,
         kind: Kind,
         limit: usize,
-        place: impl FnOnce(Kind) -> Option<T>,
+        place: impl FnOnce() -> Option<T>,
     ) -> Admit<T> {
         if self.waiting == 0
-            && let Some(place) = place(kind)
+            && let Some(place) = place()
         {
             return Admit::Granted(place);
         }
@@ -100,7 +108,7 @@ impl<T> Throttle<T> {
             since: now,
             wake: Some(wake),
         });
-        self.waiting += 1;
+        self.count(kind, 1);
         Admit::Queued(Ticket(id), place)
     }
 
@@ -110,34 +118,64 @@ impl<T> Throttle<T> {
         if let Ok(at) = self.queue.binary_search_by_key(&ticket.0, |waiter| waiter.id)
             && self.queue[at].wake.take().is_some()
         {
-            self.waiting -= 1;
+            self.count(self.queue[at].kind, -1);
         }
         self.tidy();
     }
 
+    fn count(&mut self, kind: Kind, change: isize) {
+        self.waiting = self.waiting.saturating_add_signed(change);
+        if kind == Kind::Client {
+            self.clients = self.clients.saturating_add_signed(change);
+        }
+    }
+
     /// Gives out places in order of arrival until there are none or nobody waits. A place that finds its waiter gone goes
-    /// to `back`. Waiters that can only use a pod are passed over when there is only a peer's place.
-    pub(crate) fn dispatch(&mut self, mut place: impl FnMut(Kind) -> Option<T>, mut back: impl FnMut(T)) {
-        let mut pods_are_full = false;
-        for waiter in &mut self.queue {
-            if waiter.wake.is_none() || (pods_are_full && waiter.kind == Kind::Hop) {
+    /// to `back`.
+    pub(crate) fn dispatch(&mut self, mut place: impl FnMut() -> Option<T>, mut back: impl FnMut(T)) {
+        for at in 0..self.queue.len() {
+            if self.queue[at].wake.is_none() {
                 continue;
             }
-            let Some(place) = place(waiter.kind) else {
-                if waiter.kind == Kind::Client {
-                    break;
-                }
-                pods_are_full = true;
-                continue;
-            };
-            if let Some(wake) = waiter.wake.take() {
-                self.waiting -= 1;
-                if let Err(place) = wake.send(place) {
-                    back(place);
-                }
+            let Some(place) = place() else { break };
+            if let Err(place) = self.serve(at, place) {
+                back(place);
             }
         }
         self.tidy();
+    }
+
+    /// Gives a peer's place to whoever has waited longest and may have it; nobody: it comes back.
+    ///
+    /// # Errors
+    /// The place.
+    pub(crate) fn give(&mut self, mut place: T) -> Result<(), T> {
+        for at in 0..self.queue.len() {
+            let waiter = &self.queue[at];
+            if waiter.wake.is_none() || waiter.kind != Kind::Client {
+                continue;
+            }
+            match self.serve(at, place) {
+                Ok(()) => {
+                    self.tidy();
+                    return Ok(());
+                }
+                Err(back) => place = back,
+            }
+        }
+        self.tidy();
+        Err(place)
+    }
+
+    /// Serves the waiter at that position, which is there.
+    fn serve(&mut self, at: usize, place: T) -> Result<(), T> {
+        let waiter = &mut self.queue[at];
+        let kind = waiter.kind;
+        let Some(wake) = waiter.wake.take() else {
+            return Err(place);
+        };
+        self.count(kind, -1);
+        wake.send(place)
     }
 
     /// Drops entries without a waiter from the front, and from everywhere when they are the most.
@@ -167,14 +205,14 @@ mod tests {
     }
 
     fn wait(throttle: &mut Throttle<u32>, kind: Kind) -> (Ticket, oneshot::Receiver<u32>) {
-        queued(throttle.admit(Duration::ZERO, kind, 100, |_| None))
+        queued(throttle.admit(Duration::ZERO, kind, 100, || None))
     }
 
     #[test]
     fn a_free_place_is_granted_at_once() {
         let mut throttle = Throttle::default();
         assert!(matches!(
-            throttle.admit(Duration::ZERO, Kind::Client, 1, |_| Some(7)),
+            throttle.admit(Duration::ZERO, Kind::Client, 1, || Some(7)),
             Admit::Granted(7)
         ));
         assert_eq!(throttle.waiting(), 0);
@@ -185,7 +223,7 @@ mod tests {
         let mut throttle = Throttle::default();
         let mut lines: Vec<_> = (0..5).map(|_| wait(&mut throttle, Kind::Client).1).collect();
         let mut places = vec![2, 1, 0];
-        throttle.dispatch(|_| places.pop(), |_| panic!("nobody left"));
+        throttle.dispatch(|| places.pop(), |_| panic!("nobody left"));
         let served: Vec<_> = lines.iter_mut().map(|line| line.try_recv().ok()).collect();
         assert_eq!(served, [Some(0), Some(1), Some(2), None, None]);
         assert_eq!(throttle.waiting(), 2);
@@ -195,7 +233,7 @@ mod tests {
     fn nobody_overtakes_those_who_wait() {
         let mut throttle = Throttle::default();
         let _first = wait(&mut throttle, Kind::Client);
-        let second = throttle.admit(Duration::ZERO, Kind::Client, 9, |_| {
+        let second = throttle.admit(Duration::ZERO, Kind::Client, 9, || {
             panic!("must not ask for a place")
         });
         queued(second);
@@ -204,22 +242,22 @@ mod tests {
     #[test]
     fn the_line_is_bounded_and_leaving_makes_room() {
         let mut throttle = Throttle::default();
-        let (first, _line) = queued(throttle.admit(Duration::ZERO, Kind::Client, 1, |_| None));
+        let (first, _line) = queued(throttle.admit(Duration::ZERO, Kind::Client, 1, || None));
         assert!(matches!(
-            throttle.admit(Duration::ZERO, Kind::Client, 1, |_| None),
+            throttle.admit(Duration::ZERO, Kind::Client, 1, || None),
             Admit::Full
         ));
         throttle.leave(first);
         throttle.leave(first);
         assert_eq!(throttle.waiting(), 0);
-        queued(throttle.admit(Duration::ZERO, Kind::Client, 1, |_| None));
+        queued(throttle.admit(Duration::ZERO, Kind::Client, 1, || None));
     }
 
     #[test]
     fn a_limit_of_zero_holds_nobody() {
         let mut throttle: Throttle<u32> = Throttle::default();
         assert!(matches!(
-            throttle.admit(Duration::ZERO, Kind::Client, 0, |_| None),
+            throttle.admit(Duration::ZERO, Kind::Client, 0, || None),
             Admit::Full
         ));
     }
@@ -231,29 +269,29 @@ mod tests {
         let (_ticket, mut line) = wait(&mut throttle, Kind::Client);
         let mut places = vec![2, 1];
         let mut back = Vec::new();
-        throttle.dispatch(|_| places.pop(), |place| back.push(place));
+        throttle.dispatch(|| places.pop(), |place| back.push(place));
         assert_eq!((back, line.try_recv()), (vec![1], Ok(2)));
     }
 
     #[test]
-    fn a_waiter_from_a_peer_is_passed_over_when_there_is_only_a_peer_to_send_to() {
+    fn a_place_at_a_peer_goes_to_the_first_who_may_have_it() {
         let mut throttle = Throttle::default();
         let (_, mut hop) = wait(&mut throttle, Kind::Hop);
+        drop(wait(&mut throttle, Kind::Client).1);
         let (_, mut client) = wait(&mut throttle, Kind::Client);
-        throttle.dispatch(
-            |kind| (kind == Kind::Client).then_some(1),
-            |_| panic!("nobody left"),
-        );
+        assert_eq!((throttle.waiting(), throttle.clients()), (3, 2));
+        assert_eq!(throttle.give(1), Ok(()));
         assert!(hop.try_recv().is_err());
         assert_eq!(client.try_recv(), Ok(1));
-        assert_eq!(throttle.waiting(), 1);
+        assert_eq!(throttle.give(2), Err(2));
+        assert_eq!((throttle.waiting(), throttle.clients()), (1, 0));
     }
 
     #[test]
     fn the_oldest_is_the_first_who_still_waits() {
         let mut throttle: Throttle<u32> = Throttle::default();
         let tickets: Vec<_> = (1..4)
-            .map(|second| queued(throttle.admit(Duration::from_secs(second), Kind::Client, 9, |_| None)))
+            .map(|second| queued(throttle.admit(Duration::from_secs(second), Kind::Client, 9, || None)))
             .collect();
         assert_eq!(throttle.oldest(), Some(Duration::from_secs(1)));
         throttle.leave(tickets[1].0);

@@ -4,7 +4,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Endpoint, Pool, ProbeTarget, State};
+use crds::route::Probe;
+
+use super::{Endpoint, Pool, State};
+
+/// How to probe one pod now.
+#[derive(Clone, Debug)]
+pub(crate) struct ProbeTarget {
+    pub(crate) port: u16,
+    pub(crate) probe: Probe,
+    pub(crate) appeared: Duration,
+    /// Whether somebody waits.
+    pub(crate) is_awaited: bool,
+}
 
 impl Pool {
     /// Starts a task for each pod that a probe could make usable and that has none.

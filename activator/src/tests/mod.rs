@@ -3,6 +3,7 @@
 
 mod cold;
 mod control;
+mod fleet;
 mod leaving;
 mod limits;
 mod protocol;
@@ -149,6 +150,37 @@ impl Fixture {
 
     pub(super) async fn send(&self, request: http::request::Builder) -> Answer {
         send(self.listen, request, Bytes::new()).await
+    }
+}
+
+/// Many clients at once, each with a connection of its own.
+#[derive(Default)]
+pub(super) struct Crowd(tokio::task::JoinSet<StatusCode>);
+
+impl Crowd {
+    /// So many requests come to an activator.
+    pub(super) fn send(&mut self, fixture: &Fixture, count: usize, path: &str) {
+        for _ in 0..count {
+            let (listen, request) = (fixture.listen, Request::get(path));
+            self.0
+                .spawn(async move { send(listen, request, Bytes::new()).await.status });
+        }
+    }
+
+    /// A request that claims to come from a peer comes to an activator.
+    pub(super) fn send_marked(&mut self, fixture: &Fixture, path: &str) {
+        let (listen, request) = (fixture.listen, Request::get(path).header("dormouse-hop", "x"));
+        self.0
+            .spawn(async move { send(listen, request, Bytes::new()).await.status });
+    }
+
+    /// Waits until all are answered with 200.
+    pub(super) async fn all_is_well(self) {
+        let statuses = self.0.join_all().await;
+        assert!(
+            statuses.iter().all(|status| *status == StatusCode::OK),
+            "{statuses:?}"
+        );
     }
 }
 

@@ -1,0 +1,65 @@
+//! Where a request can be sent.
+
+use std::net::IpAddr;
+use std::sync::atomic::AtomicU32;
+
+use parking_lot::RwLock;
+
+use crate::forward::Connections;
+
+/// `(listening port here, port there)`, ascending.
+pub(super) type Ports = Box<[(u16, u16)]>;
+
+/// Where a request can be sent: a pod or a peer activator.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) address: IpAddr,
+    /// A pod's port for each listening port; a peer listens on the listening ports themselves.
+    pub(super) ports: Option<RwLock<Ports>>,
+    /// Requests sent there and not ended.
+    pub(crate) in_flight: AtomicU32,
+    /// Idle connections, for each worker and then for control tasks. They close when the endpoint is dropped.
+    pub(crate) connections: Box<[Connections]>,
+}
+
+impl Endpoint {
+    pub(super) fn pod(address: IpAddr, ports: Ports, workers: usize) -> Self {
+        Self {
+            ports: Some(RwLock::new(ports)),
+            ..Self::peer(address, workers)
+        }
+    }
+
+    /// A peer activator.
+    pub(crate) fn peer(address: IpAddr, workers: usize) -> Self {
+        Self {
+            address,
+            ports: None,
+            in_flight: AtomicU32::new(0),
+            connections: (0..=workers).map(|_| Connections::default()).collect(),
+        }
+    }
+
+    /// Whether it is a peer activator.
+    pub(crate) fn is_peer(&self) -> bool {
+        self.ports.is_none()
+    }
+
+    /// The port there for what is served here on `listen`.
+    pub(crate) fn port(&self, listen: u16) -> Option<u16> {
+        match &self.ports {
+            None => Some(listen),
+            Some(ports) => ports
+                .read()
+                .iter()
+                .find(|(ours, _)| *ours == listen)
+                .map(|(_, theirs)| *theirs),
+        }
+    }
+
+    /// One of our listening ports that lead to it.
+    pub(super) fn door(&self) -> Option<u16> {
+        let ports = self.ports.as_ref()?.read();
+        ports.first().map(|(ours, _)| *ours)
+    }
+}
