@@ -23,12 +23,14 @@
 pub mod adaptive;
 pub mod capture;
 pub mod conflict;
+pub mod evidence;
 pub mod idle;
 pub mod kpa;
 pub mod policy;
 pub mod pool;
 pub mod ports;
 pub mod reason;
+pub mod rollout;
 pub mod time;
 pub mod window;
 

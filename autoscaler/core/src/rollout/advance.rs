@@ -97,6 +97,9 @@ impl Look<'_> {
             return;
         }
         if fast {
+            if self.acknowledged().is_none() {
+                return;
+            }
             self.stand(FULL, false);
             self.status.phase = Phase::Promoting;
             self.say(
@@ -155,7 +158,7 @@ impl Look<'_> {
         attempt.mirroring = mirrored;
         attempt.epochs.push(Epoch { weight, mirrored });
         (attempt.acked, attempt.waiting, attempt.getting_ready) = (None, None, None);
-        attempt.passed = None;
+        (attempt.skipped, attempt.passed) = (None, None);
         self.wake(self.now);
     }
 
@@ -191,7 +194,7 @@ impl Look<'_> {
         let wanted = self.plan.mirror.map_or(0, |mirror| mirror.pairs);
         let sums = self.attempt.counters.by_epoch(self.attempt.epochs.len());
         let pairs = sums.last().map_or(0, |row| row.candidate.requests);
-        if pairs >= wanted || self.attempt.passed == Some(self.attempt.step) {
+        if pairs >= wanted || self.attempt.skipped == Some(self.attempt.step) {
             self.attempt.waiting = None;
             self.ready_to_progress();
             let text = format!(
@@ -204,7 +207,8 @@ impl Look<'_> {
         self.reason = format!("{pairs} of {wanted} pairs are mirrored.");
         self.attempt.waiting.get_or_insert(since);
         if self.patience_over() == Some(Insufficient::Promote) {
-            self.attempt.passed = Some(self.attempt.step);
+            self.attempt.skipped = Some(self.attempt.step);
+            self.wake(self.now);
         }
     }
 
@@ -232,7 +236,7 @@ impl Look<'_> {
             self.top(false);
             return;
         }
-        if self.attempt.passed != Some(self.attempt.step) && !self.stood(acked) {
+        if self.attempt.skipped != Some(self.attempt.step) && !self.stood(acked) {
             return;
         }
         match ladder::next(self.now, self.plan, &self.attempt) {
@@ -488,7 +492,7 @@ impl Look<'_> {
             return;
         }
         let end = self.attempt.baking.unwrap_or(self.now) + self.plan.bake;
-        if self.now >= end || self.attempt.passed == Some(self.attempt.step) {
+        if self.now >= end || self.attempt.skipped == Some(self.attempt.step) {
             self.done();
             return;
         }

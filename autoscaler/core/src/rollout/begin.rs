@@ -45,7 +45,17 @@ impl Look<'_> {
             Verb::Promote => match phase {
                 Phase::Preparing | Phase::Promoting => Err(format!("phase {phase} ends by itself")),
                 _ => {
-                    attempt.passed = Some(attempt.step);
+                    let now = self.now;
+                    let stood = attempt
+                        .acked
+                        .is_some_and(|acked| now >= acked + ladder::dwell(self.plan, attempt));
+                    let here = Some(attempt.step);
+                    let at_gate =
+                        phase == Phase::Paused && !attempt.paused && (stood || attempt.skipped == here);
+                    match at_gate {
+                        true => attempt.passed = here,
+                        false => attempt.skipped = here,
+                    }
                     attempt.waived |=
                         attempt.waiting.is_some() || matches!(self.plan.mode, Mode::Threshold(_));
                     attempt.paused = false;

@@ -118,7 +118,9 @@ pub struct Attempt {
     pub baking: Option<Time>,
     /// Somebody has paused it.
     pub paused: bool,
-    /// Somebody has let it pass the gate or the rest of the pause that stands at this many weights.
+    /// Somebody has ended what stands after this many weights: the step and its pause, the mirroring, the bake.
+    pub skipped: Option<u32>,
+    /// Somebody has opened the gate that stands after this many weights.
     pub passed: Option<u32>,
     /// Somebody has said to promote over missing evidence.
     pub waived: bool,
