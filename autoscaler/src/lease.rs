@@ -143,7 +143,10 @@ impl Elector {
     /// Renews or takes the Lease as we saw it.
     async fn write(&mut self, mut lease: Lease, ours: bool, started: Instant) -> Result<(), Error> {
         let old = lease.spec.take().unwrap_or_default();
-        let transitions = if ours {
+        // Who has stopped leading begins a new term, also under its own name: activators obey no epoch below the highest
+        // that they know, and the epochs of a term count from its beginning.
+        let renews = ours && self.renewed.is_some();
+        let transitions = if renews {
             old.lease_transitions.unwrap_or(0)
         } else {
             old.lease_transitions
@@ -151,7 +154,7 @@ impl Elector {
                 .max(self.transitions)
                 .saturating_add(1)
         };
-        let acquired = if ours { old.acquire_time } else { None };
+        let acquired = if renews { old.acquire_time } else { None };
         lease.spec = Some(self.spec(transitions, acquired));
         lease.metadata.managed_fields = None;
         match self.api.replace(LEASE, &params(), &lease).await {

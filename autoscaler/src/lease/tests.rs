@@ -156,12 +156,18 @@ async fn a_leader_that_cannot_renew_stops_before_anybody_may_start() {
     let world = Shared::default();
     let mut one = start(&world, "one");
     leads(&mut one, true, Duration::from_secs(1)).await;
+    let first = one.leading.borrow().epoch_base;
     world.lock().down = true;
     let cut_off = Instant::now();
     leads(&mut one, false, DURATION).await;
     assert!(cut_off.elapsed() < DURATION, "{:?}", cut_off.elapsed());
     world.lock().down = false;
     leads(&mut one, true, Duration::from_secs(2)).await;
+    assert_eq!(
+        one.leading.borrow().epoch_base,
+        first + (1 << 32),
+        "its second term begins above every epoch of its first"
+    );
 }
 
 #[tokio::test(start_paused = true)]
