@@ -25,6 +25,9 @@ pub struct Args {
     pub listen: SocketAddr,
 
     /// Where the Kubernetes API listens. It can start programs: give it a loopback address.
+    ///
+    /// To see how an application behaves while the API is away, take it away for some seconds (0 to 300):
+    /// `kubectl --kubeconfig FILE create --raw '/local/outage?seconds=5' -f /dev/null`
     #[arg(
         long,
         value_name = "ADDRESS",

@@ -76,7 +76,7 @@ async fn fell_asleep(cluster: &Cluster, name: &str, limit: Duration) -> Result<(
         route
             .status
             .as_ref()
-            .is_some_and(|status| status.why.contains("to 0"))
+            .is_some_and(|status| status.why.contains("to 0") || status.why.contains("at 0"))
     });
     said.await.map(drop)
 }
