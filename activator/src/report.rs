@@ -346,6 +346,7 @@ impl Reporter {
             routes: delta.routes.clone(),
             pools: delta.pools.clone(),
             probes,
+            epochs: Vec::new(),
         };
         let mut line = serde_json::to_vec(&report).unwrap_or_default();
         line.push(b'\n');

@@ -3,10 +3,17 @@
 //! The autoscaler writes spec and status; activators read the spec. A Route of a refused Service has no ports and
 //! no pools: it exists to carry the condition that says why. Times are milliseconds, weights are basis points.
 
+mod rollout;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use rollout::{
+    BadAnswers, HeaderMatch, RouteAffinity, RouteBreaker, RouteMatch, RouteMirror, RouteRollout,
+    RouteSynthetic,
+};
 
 /// The sum of the weights of a Route's pools: 10,000 basis points.
 pub const FULL_WEIGHT: u32 = 10_000;
@@ -70,6 +77,9 @@ pub struct RouteSpec {
     /// What is neither counted as use nor wakes anything.
     #[serde(default)]
     pub ignore: Ignore,
+    /// A candidate that is being let in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RouteRollout>,
 }
 
 /// One port of the Service and the activator port that stands for it.

@@ -47,6 +47,7 @@ pub(super) fn route(
         request_timeout_ms: millis(settings.request_timeout),
         stream_idle_timeout_ms: millis(settings.stream_idle_timeout),
         ignore: settings.ignore.clone(),
+        rollout: None,
     }
 }
 
