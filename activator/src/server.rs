@@ -8,17 +8,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crds::report::RouteAck;
 use crds::route::{Protocol, RoutePort};
-use http::HeaderValue;
+use http::header::CONNECTION;
+use http::{HeaderValue, StatusCode};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::{Mutex, RwLock};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
@@ -44,11 +45,37 @@ pub(crate) struct Listening {
     pub(crate) port: u16,
     /// What is served on it; `None`: nothing any more.
     served: RwLock<Option<(Arc<Target>, RoutePort)>>,
+    /// It closes soon: clients are told with each answer to connect anew, which by then leads them elsewhere. Closing an
+    /// idle connection without a word would meet requests that are on their way.
+    is_leaving: AtomicBool,
+    left: Notify,
     /// Cancelled when it closes: connections finish what they do.
     closing: CancellationToken,
 }
 
 impl Listening {
+    fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Release);
+        self.left.notify_waiters();
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Acquire)
+    }
+
+    /// Waits until it leaves or closes.
+    async fn leaves(&self) {
+        // Made before the look: who is notified in between is not missed.
+        let left = self.left.notified();
+        if self.is_leaving() {
+            return;
+        }
+        tokio::select! {
+            () = left => {}
+            () = self.closing.cancelled() => {}
+        }
+    }
+
     /// Whose port it is, and whether the pods speak HTTP/2 on it.
     pub(crate) fn target(&self) -> Option<(Arc<Target>, bool)> {
         self.served
@@ -74,6 +101,7 @@ pub(crate) struct Server {
     /// Routes whose ports could not all be opened.
     failed: Mutex<BTreeMap<RouteKey, Arc<Target>>>,
     room: Arc<Semaphore>,
+    is_leaving: AtomicBool,
     /// Cancelled when no new connection is accepted any more.
     closing: CancellationToken,
     /// Cancelled when the workers must end.
@@ -124,6 +152,7 @@ impl Server {
             open: Mutex::default(),
             failed: Mutex::default(),
             room: Arc::new(Semaphore::new(hub.config.max_connections)),
+            is_leaving: AtomicBool::new(false),
             closing: CancellationToken::new(),
             stop,
         }))
@@ -178,6 +207,19 @@ impl Server {
             .sum()
     }
 
+    /// Tells the clients of a Route to connect anew. Everything is served on until its ports close.
+    pub(crate) fn leave(&self, target: &Target) {
+        let open = self.open.lock();
+        let ports = target.ports.iter().filter_map(|port| open.get(&port.listen));
+        ports.for_each(|listening| listening.leave());
+    }
+
+    /// Tells all clients to connect anew.
+    pub(crate) fn leave_all(&self) {
+        self.is_leaving.store(true, Ordering::Release);
+        self.open.lock().values().for_each(|listening| listening.leave());
+    }
+
     /// Accepts no more connections, and lets those there are finish what they do.
     pub(crate) fn close_all(&self) {
         self.closing.cancel();
@@ -196,6 +238,9 @@ impl Server {
                 return Err(format!("port {} belongs to {}", port.listen, other.title));
             }
             *served = Some((Arc::clone(target), port.clone()));
+            // A Route that was deleted is back.
+            let is_leaving = self.is_leaving.load(Ordering::Acquire);
+            listening.is_leaving.store(is_leaving, Ordering::Release);
             return Ok(());
         }
         let address = SocketAddr::new(self.hub.config.bind, port.listen);
@@ -203,6 +248,8 @@ impl Server {
         let listening = Arc::new(Listening {
             port: port.listen,
             served: RwLock::new(Some((Arc::clone(target), port.clone()))),
+            is_leaving: AtomicBool::new(self.is_leaving.load(Ordering::Acquire)),
+            left: Notify::new(),
             closing: self.closing.child_token(),
         });
         open.insert(port.listen, Arc::clone(&listening));
@@ -415,7 +462,21 @@ async fn http1(
         .half_close(true)
         .max_header_size(config.max_header_bytes)
         .max_buf_size(config.max_header_bytes);
-    let service = service_fn(move |request| request::handle(Arc::clone(&connection), request));
+    let service = service_fn(move |request| {
+        let connection = Arc::clone(&connection);
+        async move {
+            let listening = Arc::clone(&connection.listening);
+            let mut answer = request::handle(connection, request).await;
+            if let Ok(response) = &mut answer
+                && listening.is_leaving()
+                && response.status() != StatusCode::SWITCHING_PROTOCOLS
+            {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            answer
+        }
+    });
     let socket = Socket::new(Arc::clone(&stream), Arc::clone(&talk));
     let serving = builder
         .serve_connection(TokioIo::new(socket), service)
@@ -452,7 +513,8 @@ async fn http2(stream: TcpStream, connection: Arc<Connection>) -> Result<(), hyp
     tokio::pin!(serving);
     tokio::select! {
         result = serving.as_mut() => return result,
-        () = closing.cancelled() => serving.as_mut().graceful_shutdown(),
+        // GOAWAY names the last stream that is served: no request is lost.
+        () = listening.leaves() => serving.as_mut().graceful_shutdown(),
     }
     serving.await
 }

@@ -1,6 +1,7 @@
 //! The way out: `Serving → Unready → Draining → Drained`, at the first signal; the second ends it at once.
 //!
-//! - `Serving => Unready`: reports say so, and autoscalers take this activator out of all slices. Nothing else changes.
+//! - `Serving => Unready`: reports say so, and autoscalers take this activator out of all slices. Each answer tells its client
+//!   to connect anew (`Connection: close`, GOAWAY). Nothing else changes.
 //! - `Unready => Draining`, after `--drain-delay`: the cluster has followed. While Routes lead here and no other activator
 //!   serves, up to `--drain-alone` later: an uninstallation gives Services back meanwhile. Listeners close, connections are told to go
 //!   (`Connection: close`, GOAWAY), requests in flight and held ones go on.
@@ -65,6 +66,7 @@ impl Phases {
 pub(crate) async fn drain(hub: &Hub, server: &Server, reporter: &Reporter, phases: &Phases) {
     phases.enter(Phase::Unready);
     reporter.stop_serving();
+    server.leave_all();
     tokio::time::sleep(hub.config.drain_delay).await;
     let latest = Instant::now() + hub.config.drain_alone;
     while server.ports() > 0 && !hub.others_serve() && Instant::now() < latest {

@@ -173,6 +173,9 @@ impl Index {
     pub(crate) fn depart(&mut self, key: &RouteKey) {
         if self.is_published(key) {
             self.departed.entry(key.clone()).or_insert_with(Instant::now);
+            if let Some(route) = self.routes.get(key) {
+                self.server.leave(route);
+            }
         } else {
             self.delete_route(key);
         }

@@ -24,6 +24,7 @@ mod clock;
 mod cluster;
 mod config;
 pub mod examine;
+mod farewell;
 mod ingest;
 mod lease;
 mod ledger;
@@ -243,12 +244,17 @@ impl App {
         let ended = phases.until(&shutdown).await;
         tracing::info!("autoscaler ends");
         let started = Instant::now();
-        if ended.is_none() && leading.borrow().leader && shutdown::removed(&self.index, &args) {
+        let removed = ended.is_none() && shutdown::removed(&self.index, &args);
+        if removed {
+            // The standby too: it takes over if the leader does not get to the end.
             tracing::info!("the autoscaler is being removed: every Service is given back");
             self.release_all.send_replace(true);
             shutdown::all_given_back(&self.index, args.grace / 5 * 4).await;
         }
         phases.end(args.grace.saturating_sub(started.elapsed())).await;
+        if removed && let Some(name) = &args.deployment {
+            farewell::let_go(&self.client, &args.namespace, name).await;
+        }
         ended.map_or(Ok(()), |part| Err(Error::Ended(part)))
     }
 

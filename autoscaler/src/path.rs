@@ -116,6 +116,9 @@ struct Unit {
     settings: Option<Arc<Settings>>,
     /// What they were read from.
     last_good: String,
+    /// The Route as it was last seen with ports. Whoever deletes it, as the deletion of the CRD does, takes from the activators
+    /// nothing for a while: they serve it on, and are listed on.
+    route: Option<Arc<crds::Route>>,
     stage: Stage,
     /// The last self-probe that ended: its id and outcome.
     probe: Arc<Mutex<Option<Outcome>>>,

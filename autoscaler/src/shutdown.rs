@@ -119,7 +119,8 @@ impl Phases {
     }
 }
 
-/// Whether the Deployment that this process belongs to is gone or going: then nobody will be here to serve Services.
+/// Whether the Deployment that this process belongs to, or its namespace, is gone or going: then nobody will be here to serve
+/// Services.
 pub(crate) fn removed(index: &Index, args: &Args) -> bool {
     let Some(name) = &args.deployment else {
         return false;
@@ -136,18 +137,16 @@ pub(crate) fn removed(index: &Index, args: &Args) -> bool {
     watched
         && index
             .workload(&args.namespace, &workload)
-            .is_none_or(|deployment| deployment.deleting)
+            .is_none_or(|deployment| deployment.deleting || index.is_system_going())
 }
 
-/// Waits until no Route is left, at most for `limit`.
+/// Waits until nothing of ours stands in users' namespaces, at most for `limit`.
 pub(crate) async fn all_given_back(index: &Index, limit: Duration) {
     let deadline = Instant::now() + limit;
-    while !index.routes().is_empty() {
+    while index.holds() > 0 {
         if Instant::now() >= deadline {
-            tracing::warn!(
-                left = index.routes().len(),
-                "not all Services were given back in time"
-            );
+            let services: Vec<String> = index.relevant().iter().map(ToString::to_string).collect();
+            tracing::error!(?services, "not all Services were given back in time");
             return;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -253,6 +253,16 @@ impl Index {
         self.tables.read().relevant()
     }
 
+    /// Whether the system namespace is being deleted.
+    pub(crate) fn is_system_going(&self) -> bool {
+        self.tables.read().is_system_going
+    }
+
+    /// How many things of ours stand in users' namespaces: while any does, somebody's traffic may depend on us.
+    pub(crate) fn holds(&self) -> usize {
+        self.tables.read().holds()
+    }
+
     /// How many objects of each kind are held.
     pub(crate) fn sizes(&self) -> BTreeMap<&'static str, usize> {
         self.tables.read().sizes()

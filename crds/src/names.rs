@@ -47,6 +47,10 @@ pub const LAST_GOOD_ANNOTATION: &str = "dormouse.dev/last-good";
 /// Annotation on the leader-election Lease that asks the autoscaler to release every Service (`dormouse uninstall`).
 pub const RELEASE_ALL_ANNOTATION: &str = "dormouse.dev/release-all";
 
+/// Finalizer of the shipped ServiceAccount, roles and bindings of the autoscaler: their deletion waits until every Service
+/// has been given back.
+pub const RELEASE_FINALIZER: &str = "dormouse.dev/release";
+
 /// Field manager of the autoscaler's writes to Routes, slices, private Services and Service selectors.
 pub const AUTOSCALER_MANAGER: &str = "dormouse-autoscaler";
 

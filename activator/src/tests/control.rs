@@ -461,7 +461,9 @@ async fn a_route_deleted_while_its_pods_are_published_is_served_until_they_are_n
         name: "web".into(),
     };
     fixture.index.depart(&key);
-    assert_eq!(fixture.get("/").await.status, StatusCode::OK, "served on");
+    let answer = fixture.get("/").await;
+    assert_eq!(answer.status, StatusCode::OK, "served on");
+    assert_eq!(answer.headers["connection"], "close", "and told to connect anew");
     fixture.index.apply_route(&fixture.route);
     fixture.publish(&[]);
     assert_eq!(fixture.app.server.ports(), 1, "it came back in time");

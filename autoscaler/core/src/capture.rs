@@ -45,6 +45,8 @@ pub struct State {
     filled: Option<Time>,
     /// Our slice has been gone, and the key out.
     withdrawn: Option<Time>,
+    /// Since when the Route is deleted, on the way out.
+    unrouted: Option<Time>,
     /// A self-probe has landed while our slice stood, perhaps beside built-in endpoints.
     reached: bool,
     /// A self-probe has landed with nobody else in the path.

@@ -68,6 +68,9 @@ impl<A: Activators> Capture<A> {
             };
         }
         let route = self.index.route(key);
+        if let Some(route) = route.as_ref().filter(|route| !route.spec.ports.is_empty()) {
+            unit.route = Some(Arc::clone(route));
+        }
         let policies = self.policies(&key.namespace).await;
         let in_force = |other: &RouteKey| {
             self.registry
@@ -262,8 +265,9 @@ impl<A: Activators> Capture<A> {
             .filter(|live| live.serving)
             .collect();
         seen.facts.live = live.iter().map(|live| live.name.clone()).collect();
+        let route = seen.route.clone().or_else(|| unit.route.clone());
         // A Route without ports leads nowhere.
-        let Some(route) = seen.route.clone().filter(|route| !route.spec.ports.is_empty()) else {
+        let Some(route) = route.filter(|route| !route.spec.ports.is_empty()) else {
             return;
         };
         let listing = listing(unit, seen, &route, live, now);

@@ -70,6 +70,8 @@ impl<A: Activators> Capture<A> {
                 None => Ok(()),
             },
             Action::PublishActivators(_) => self.list(&seen.ours.activators, &seen.activators).await,
+            // Of a Route that was never seen nothing can be said of its pods: no list is better than an empty one.
+            Action::PublishPods if seen.pods.is_empty() => Ok(()),
             Action::PublishPods => {
                 self.list(&seen.ours.pods, &seen.pods).await?;
                 self.list(&seen.ours.activators, &[]).await

@@ -73,8 +73,8 @@ async fn a_service_is_captured_and_given_back_in_order_and_is_never_without_endp
             "key - web",
             "delete slice web-dm-activators-ipv4",
             "forget web",
-            "delete private web-dm",
             "delete route web",
+            "delete private web-dm",
         ],
     );
     world.settled_between("slice web-dm-activators-ipv4", "key + web");

@@ -56,6 +56,9 @@ pub(super) fn key_of<K: Resource>(object: &K) -> Key {
 
 impl Kept for Namespace {
     fn put(&self, tables: &mut Tables, marks: &mut Marks) {
+        if self.name_any() == tables.system {
+            tables.is_system_going = self.metadata.deletion_timestamp.is_some();
+        }
         tables.set_namespace(&self.name_any(), Some(namespace_annotations(self)), marks);
     }
     fn remove(tables: &mut Tables, key: &Key, marks: &mut Marks) {

@@ -45,6 +45,8 @@ struct Served {
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
     pub(super) system: String,
+    /// The system namespace is being deleted.
+    pub(super) is_system_going: bool,
     namespaces: HashMap<String, Arc<Labels>>,
     services: HashMap<Key, Served>,
     /// Private Services of pools, by their own name.

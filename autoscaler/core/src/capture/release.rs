@@ -33,19 +33,24 @@ impl Look<'_> {
         if facts.any_original {
             self.act(Action::ForgetOriginal);
         }
+        if facts.route != RouteFact::Missing && !refused {
+            // Activators tell the connections of a Route that was deleted to end, and serve them while its pods are published.
+            self.act(Action::RemoveRoute);
+            self.state.unrouted = Some(self.now);
+            let message = "Connections through the activators are told to end";
+            return (Stage::Releasing, kind, format!("{message}: {why}."));
+        }
+        if facts.any_private_service && self.state.unrouted.is_some() && !self.settled(self.state.unrouted) {
+            let message = "Connections through the activators are ending";
+            return (Stage::Releasing, kind, format!("{message}: {why}."));
+        }
         if facts.any_private_service {
             self.act(Action::RemovePrivateServices);
         }
-        match (facts.route, refused) {
-            (RouteFact::Missing | RouteFact::Outdated | RouteFact::Current, true) => {
-                self.act(Action::EmptyRoute)
-            }
-            (RouteFact::Outdated | RouteFact::Current | RouteFact::Empty, false) => {
-                self.act(Action::RemoveRoute)
-            }
-            (RouteFact::Empty, true) | (RouteFact::Missing, false) => {}
+        if refused && facts.route != RouteFact::Empty {
+            self.act(Action::EmptyRoute);
         }
-        self.state.releasing = None;
+        (self.state.releasing, self.state.unrouted) = (None, None);
         (Stage::Outside, kind, why.to_owned())
     }
 
@@ -78,11 +83,11 @@ impl Look<'_> {
             }
             return Some("The built-in endpoints have to stand before ours go".to_owned());
         }
+        // Somebody else may have deleted the Route; connections go through the activators all the same.
+        if (served || facts.any_private_service) && !self.settled(self.state.withdrawn) {
+            return Some("Every node has to know that our endpoints are gone".to_owned());
+        }
         if served {
-            let settled = self.settled(self.state.withdrawn);
-            if !settled {
-                return Some("Every node has to know that our endpoints are gone".to_owned());
-            }
             let patience = DRAIN.min(self.waits.patience);
             if facts.in_flight > 0 && !self.stood(self.state.withdrawn, patience) {
                 let again = self.now + DRAIN_LOOK;

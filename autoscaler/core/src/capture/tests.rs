@@ -191,20 +191,43 @@ fn the_way_out_takes_its_steps_in_order() {
     let done = run.step(11_300, &facts);
     assert_eq!(
         done.actions,
-        [
-            Action::ForgetOriginal,
-            Action::RemovePrivateServices,
-            Action::RemoveRoute
-        ]
+        [Action::ForgetOriginal, Action::RemoveRoute],
+        "activators tell connections to end while the pods are published"
     );
+    assert_eq!(done.stage, Stage::Releasing);
+    facts.route = RouteFact::Missing;
+    facts.any_original = false;
+    assert_eq!(run.step(11_400, &facts).actions, []);
+    let done = run.step(13_300, &facts);
+    assert_eq!(done.actions, [Action::RemovePrivateServices]);
     assert_eq!((done.stage, done.at_least.as_ref()), (Stage::Outside, None));
     let gone = Facts {
-        route: RouteFact::Missing,
-        any_original: false,
         any_private_service: false,
         ..facts
     };
-    assert_eq!(run.step(11_400, &gone).actions, []);
+    assert_eq!(run.step(13_400, &gone).actions, []);
+}
+
+#[test]
+fn a_route_that_somebody_else_deleted_takes_nothing_from_connections_on_the_way_out() {
+    let why = "everything is being released".to_owned();
+    let mut facts = Facts {
+        wanted: Wanted::Released { why },
+        route: RouteFact::Missing,
+        pods_ready: 1,
+        in_flight: 1,
+        ..closed()
+    };
+    let mut run = Run::new(&facts);
+    assert_eq!(run.step(0, &facts).actions, [Action::RemoveKey]);
+    (facts.key, facts.builtin_ready) = (false, 1);
+    run.step(100, &facts);
+    assert_eq!(run.step(2_100, &facts).actions, [Action::RemoveSlice]);
+    facts.slice = SliceFact::None;
+    assert_eq!(run.step(2_200, &facts).actions, [], "nodes have to know");
+    let done = run.step(4_200, &facts);
+    assert!(done.actions.contains(&Action::RemovePrivateServices), "{done:?}");
+    assert_eq!(done.stage, Stage::Outside);
 }
 
 #[test]

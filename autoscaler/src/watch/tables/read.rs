@@ -216,6 +216,17 @@ impl Tables {
         self.slices.keys().cloned().collect()
     }
 
+    /// How many things of ours stand in users' namespaces: Routes, selector keys, slices, private Services, notes of replicas.
+    pub(in crate::watch) fn holds(&self) -> usize {
+        let keys = self.services.values().filter(|served| served.facts.has_key());
+        let slices = self.slices.values().filter(|slice| slice.role == Role::Ours);
+        self.routes.len()
+            + self.privates.len()
+            + keys.count()
+            + slices.count()
+            + self.workloads_with_original().len()
+    }
+
     /// How many objects of each kind are held, for the dump of the admin port.
     pub(in crate::watch) fn sizes(&self) -> BTreeMap<&'static str, usize> {
         BTreeMap::from([
