@@ -167,6 +167,7 @@ impl App {
             format!("        readinessProbe:\n          periodSeconds: 1\n          {action}\n")
         });
         let probe = probe.unwrap_or_default();
+        // A fieldRef is one value: without the version that the API adds, a second applier is in conflict with the first.
         format!(
             "apiVersion: apps/v1
 kind: Deployment
@@ -186,9 +187,9 @@ spec:
       - name: app
 {image}        env:
 {environment}        - name: POD_NAME
-          valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}
+          valueFrom: {{fieldRef: {{apiVersion: v1, fieldPath: metadata.name}}}}
         - name: POD_IP
-          valueFrom: {{fieldRef: {{fieldPath: status.podIP}}}}
+          valueFrom: {{fieldRef: {{apiVersion: v1, fieldPath: status.podIP}}}}
         ports:
         - containerPort: 8080
 {mounts}{probe}"

@@ -27,7 +27,9 @@ fn no_request_of_a_steady_client_fails_is_answered_twice_or_is_lost_over_any_edg
         let load = Load::start("s3", steady(&cluster.urls("web").await?)?).await?;
         for cycle in 1..=cycles {
             cluster.wait_phase("web", Phase::Awake, SOON).await?;
-            sleep_and_wake(cluster).await.with_context(|| format!("cycle {cycle}"))?;
+            sleep_and_wake(cluster)
+                .await
+                .with_context(|| format!("cycle {cycle}"))?;
             ensure!(load.failed() == 0, "a request failed in cycle {cycle}");
         }
         cluster.wait_phase("web", Phase::Awake, SOON).await?;
@@ -62,7 +64,10 @@ async fn sleep_and_wake(cluster: &Cluster) -> Result<()> {
     for _ in 0..TRIES {
         let (code, out, error) = cluster.run(&["sleep", "web"]).await?;
         ensure!(code == 0, "dormouse sleep: {code} {out} {error}");
-        if wait_generation(cluster, before + 1, Duration::from_secs(2)).await.is_ok() {
+        if wait_generation(cluster, before + 1, Duration::from_secs(2))
+            .await
+            .is_ok()
+        {
             return wait_generation(cluster, before + 2, SOON).await;
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use crds::condition;
 use crds::route::{Phase, Route};
-use dormouse_tests::e2e::{self, App, Cluster, Load, System};
+use dormouse_tests::e2e::{self, App, Cluster, Control, Load, System};
 
 #[test]
 fn services_woken_in_the_same_instant_are_all_answered_and_scaled_at_once() {
@@ -52,8 +52,13 @@ fn services_woken_in_the_same_instant_are_all_answered_and_scaled_at_once() {
                 "last /scale after {last:.0} ms"
             );
             let answered = results.latency.max();
+            let mut control = Control::prepare(cluster, 1).await?;
+            control
+                .start(|urls| e2e::wake(&urls.iter().cycle().take(*count).cloned().collect::<Vec<_>>()))
+                .await?;
+            let control = control.finish().await?;
             figures.push(format!(
-                "{count} services, last /scale {last:.1} ms (budget {budget}), last answer {answered:?}"
+                "{count} services, last /scale {last:.1} ms (budget {budget}), last answer {answered:?}{control}"
             ));
         }
         Ok(figures.join("; "))

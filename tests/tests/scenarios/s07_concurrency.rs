@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::ensure;
-use dormouse_tests::e2e::{self, App, Cluster, Load, System};
+use anyhow::{Result, ensure};
+use dormouse_tests::e2e::{self, App, Cluster, Control, Load, System};
 use loadtest::{Burst, Connections, Options, Schedule};
 
 #[test]
@@ -21,20 +21,9 @@ fn no_pod_ever_sees_two_requests_at_once_when_its_limit_is_one() {
         let mut figures = Vec::new();
         for round in 1..=rounds {
             cluster.wait_asleep("web", Duration::from_secs(60)).await?;
-            let url = format!("{}/delay/300", cluster.url("web").await?);
-            let burst = Burst {
-                size: 100,
-                every: Duration::from_secs(60),
-            };
-            let schedule = Schedule {
-                burst: Some(burst),
-                ..Schedule::default()
-            };
-            let mut options = Options::new(vec![url.parse()?], loadtest::Load::Open(schedule));
-            (options.connections, options.duration) = (Connections::Fresh, Duration::from_secs(1));
-            options.timeout = Duration::from_secs(60);
             let prefix = format!("s7-{round}");
-            let results = Load::start(&prefix, options).await?.finish().await;
+            let load = burst(&cluster.urls("web").await?)?;
+            let results = Load::start(&prefix, load).await?.finish().await;
             let seen = cluster.witness().proves(&format!("{prefix}-"), &results)?;
             ensure!(results.ok == 100, "{} of 100 answered", results.ok);
             ensure!(
@@ -48,11 +37,31 @@ fn no_pod_ever_sees_two_requests_at_once_when_its_limit_is_one() {
                 results.latency.max()
             ));
         }
+        let mut control = Control::prepare(cluster, 2).await?;
+        control.start(burst).await?;
+        let control = control.finish().await?;
         let peak = peak.load(Ordering::SeqCst);
         ensure!(peak <= 10, "10 pods at most, there were {peak} at once");
         Ok(format!(
-            "100 requests of 300 ms, all 200, never two at once, at most {peak} pods at once: {}",
+            "100 requests of 300 ms, all 200, never two at once, at most {peak} pods at once: {}{control}",
             figures.join("; ")
         ))
     });
+}
+
+/// A hundred requests in one instant.
+fn burst(urls: &[String]) -> Result<Options> {
+    let targets = urls.iter().map(|url| format!("{url}/delay/300").parse());
+    let schedule = Schedule {
+        burst: Some(Burst {
+            size: 100,
+            every: Duration::from_secs(60),
+        }),
+        ..Schedule::default()
+    };
+    let targets = targets.collect::<Result<_, _>>()?;
+    let mut options = Options::new(targets, loadtest::Load::Open(schedule));
+    (options.connections, options.duration) = (Connections::Fresh, Duration::from_secs(1));
+    options.timeout = Duration::from_secs(60);
+    Ok(options)
 }

@@ -151,8 +151,13 @@ async fn api_server(cluster: &Cluster) -> Result<String> {
     ensure!(failed == 0, "the API's outage cost {failed} requests");
     cluster.wait_system(names::ACTIVATOR_SERVICE, 2).await?;
     cluster.wait_system(names::LEASE, 2).await?;
+    let how = if cluster.is_real() {
+        "killed".to_owned()
+    } else {
+        format!("away for {AWAY} s")
+    };
     Ok(format!(
-        "API server away for {AWAY} s: 0, a wake meanwhile {} ms",
+        "API server {how}: 0, a wake meanwhile {} ms",
         waited.as_millis()
     ))
 }

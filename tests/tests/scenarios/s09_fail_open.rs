@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use crds::route::Phase;
 use crds::{condition, names};
-use dormouse_tests::e2e::{self, App, Cluster, Load, SOON, Signal, System};
+use dormouse_tests::e2e::{self, App, Cluster, Control, Load, SOON, Signal, System};
 
 #[test]
 fn without_any_activator_ready_pods_keep_answering_and_with_them_everything_goes_back() {
@@ -14,7 +14,10 @@ fn without_any_activator_ready_pods_keep_answering_and_with_them_everything_goes
         cluster
             .wait_phase("web", Phase::Awake, Duration::from_secs(60))
             .await?;
-        let load = Load::start("s9", e2e::steady(&cluster.url("web").await?, 50.0)?).await?;
+        let mut control = Control::prepare(cluster, 1).await?;
+        let steady = |urls: &[String]| e2e::steady_over(urls, 50.0);
+        control.start(steady).await?;
+        let load = Load::start("s9", steady(&cluster.urls("web").await?)?).await?;
         let some = async || (load.answered() >= 50).then_some(());
         e2e::eventually("traffic", SOON, some).await?;
 
@@ -59,6 +62,7 @@ fn without_any_activator_ready_pods_keep_answering_and_with_them_everything_goes
         let more = async || (load.answered() >= answered + 100).then_some(());
         e2e::eventually("answers through activators again", SOON, more).await?;
         let results = load.stop().await;
+        let control = control.stop().await?;
         let outage = outage(&results).context("figures")?;
         ensure!(
             outage <= Duration::from_secs(5),
@@ -66,7 +70,7 @@ fn without_any_activator_ready_pods_keep_answering_and_with_them_everything_goes
             e2e::first_errors(&results)
         );
         Ok(format!(
-            "{} answered, {} failed, longest without an answer {outage:?}",
+            "{} answered, {} failed, longest without an answer {outage:?}{control}",
             results.ok, results.failed
         ))
     });

@@ -100,18 +100,19 @@ fn misconfigured(cluster: &Cluster) -> Vec<(&'static str, String, Promise, &'sta
 fn broken() -> Vec<(&'static str, App, Promise)> {
     let app = |name| App::new(name).annotate("cold-start-timeout", "4s");
     let unhealthy = |reason| (condition::WORKLOAD_HEALTHY, "False", reason);
-    // That a pod never becomes ready is only said when it has had ten seconds.
+    // Pods are looked at every few seconds, and that one never becomes ready is only said when it has had ten. What sleeps
+    // again is no longer unhealthy.
     let patient = |name| app(name).annotate("keep-alive", "15s");
     vec![
         (
             "crashes",
-            app("crashes").arguments(&["crash"]),
+            patient("crashes").arguments(&["crash"]),
             unhealthy(reason::CRASH_LOOP),
         ),
         (
             "imageless",
             // Nobody serves images there, so the answer comes at once.
-            app("imageless").image("127.0.0.1:1/absent:1"),
+            patient("imageless").image("127.0.0.1:1/absent:1"),
             unhealthy(reason::IMAGE_PULL),
         ),
         (
