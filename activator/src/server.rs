@@ -495,9 +495,37 @@ async fn http1(
     }
 }
 
+/// Tells a client what is wrong with what it sent, unless it is in the middle of an answer: then the end is all it gets.
+async fn refuse_fault(hub: &Hub, stream: &TcpStream, talk: &Talk, fault: Fault) {
+    tracing::debug!(fault, "refused");
+    hub.metrics.faults.with_label_values(&[fault]).inc();
+    if !talk.may_speak() {
+        return;
+    }
+    let reject = Reject::BadRequest(fault);
+    hub.metrics.rejections.with_label_values(&[reject.label()]).inc();
+    if stream.try_write(&reject.bytes()).is_err() {
+        return;
+    }
+    drop(socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write));
+    // What is unread at the end makes the system send a reset, which could overtake the answer.
+    let reading = async {
+        let mut rest = 0;
+        let mut bytes = [0; 1024];
+        while rest < FAREWELL_BYTES && stream.readable().await.is_ok() {
+            match stream.try_read(&mut bytes) {
+                Ok(read @ 1..) => rest += read,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                _ => return,
+            }
+        }
+    };
+    drop(tokio::time::timeout(FAREWELL, reading).await);
+}
+
 async fn http2(stream: TcpStream, connection: Arc<Connection>) -> Result<(), hyper::Error> {
     let config = &connection.hub.config;
-    let closing = connection.listening.closing.clone();
+    let listening = Arc::clone(&connection.listening);
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
