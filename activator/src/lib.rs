@@ -43,6 +43,7 @@ mod selfprobe;
 mod server;
 mod shutdown;
 mod socket;
+mod strict;
 mod talk;
 mod tcp;
 #[cfg(test)]

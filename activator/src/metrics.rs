@@ -33,6 +33,7 @@ pub(crate) struct Metrics {
     pub(crate) answering: Histogram,
     pub(crate) line_written: Histogram,
     pub(crate) rejections: IntCounterVec,
+    pub(crate) faults: IntCounterVec,
     pub(crate) retries: IntCounterVec,
     pub(crate) noise: IntCounter,
     pub(crate) places_lapsed: IntCounter,
@@ -79,6 +80,11 @@ impl Metrics {
             answering,
             line_written,
             rejections: counters("activator_rejections_total", "Refused requests, by kind", "kind"),
+            faults: counters(
+                "activator_faults_total",
+                "HTTP/1.1 connections closed for a malformed or ambiguous message, by fault",
+                "fault",
+            ),
             retries: counters(
                 "activator_retries_total",
                 "Requests sent again, by what failed",

@@ -187,6 +187,17 @@ impl Reject {
         response
     }
 
+    /// The response to a message that could not be read, as bytes.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let (status, sentence) = (self.status(), self.sentence());
+        let length = sentence.len() + 1;
+        format!(
+            "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\n\
+             connection: close\r\n\r\n{sentence}\n"
+        )
+        .into_bytes()
+    }
+
     /// A response of trailers only, as gRPC wants a refusal: status 200, the code and the message as headers.
     fn grpc_response(&self, sentence: &str) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());

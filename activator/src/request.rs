@@ -36,6 +36,9 @@ const MOST_TRIES: u32 = 16;
 /// that Kubernetes has not published yet.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Bytes of the new protocol that came before its time are lost: they were taken for HTTP.
+const EARLY: &str = "bytes after a request to upgrade, before its answer";
+
 /// A client's connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -167,6 +170,9 @@ async fn serve(connection: Arc<Connection>, mut request: Request<Incoming>) -> R
         // 5. Account.
         Ok(done) => account(&call, usage, done, client, activity),
         Err(reject) => {
+            // A body that turned out malformed ends the try at the pod too; it is the client's fault all the same.
+            let fault = connection.talk.as_ref().and_then(|talk| talk.fault());
+            let reject = fault.map_or(reject, Reject::BadRequest);
             usage.finish(reject.outcome());
             refuse(hub, &reject, &client.headers, is_h2)
         }
@@ -415,6 +421,11 @@ fn account(
     response.headers_mut().remove(http::header::TRANSFER_ENCODING);
     *response.version_mut() = Version::HTTP_11;
     if is_switching {
+        let talk = call.connection.talk.as_ref();
+        if talk.is_some_and(|talk| !talk.switches()) {
+            usage.finish(Outcome::Refused);
+            return refuse(hub, &Reject::BadRequest(EARLY), &client.headers, false);
+        }
         return switch(usage, client, response);
     }
     let outcome = if response.status().is_server_error() {

@@ -23,9 +23,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
+use crate::reject::Reject;
 use crate::request::{self, Connection};
 use crate::route::{RouteKey, Target};
 use crate::socket::Socket;
+use crate::strict::Fault;
 use crate::talk::{Patience, Talk};
 
 /// Connections that the kernel keeps until they are accepted: a burst of a thousand clients is not refused.
@@ -38,6 +40,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PING: Duration = Duration::from_secs(30);
 /// Flow-control window of one HTTP/2 stream from a client: what a slow pod makes us keep, at most.
 const STREAM_WINDOW: u32 = 128 * 1024;
+
+/// How long, and for how many bytes, a client that was refused may go on sending before its connection is closed.
+const FAREWELL: Duration = Duration::from_millis(500);
+const FAREWELL_BYTES: usize = 256 * 1024;
 
 /// One listening port.
 #[derive(Debug)]
@@ -423,7 +429,7 @@ async fn carry(hub: Arc<Hub>, worker: usize, accepted: Accepted) {
     let is_peer = hub.is_peer(from);
     let connection = |talk: Option<Arc<Talk>>| {
         Arc::new(Connection {
-            hub,
+            hub: Arc::clone(&hub),
             listening,
             worker,
             from: from_value,
@@ -434,8 +440,15 @@ async fn carry(hub: Arc<Hub>, worker: usize, accepted: Accepted) {
     let result = if is_h2 {
         http2(stream, connection(None)).await
     } else {
-        let talk = Arc::new(Talk::new());
-        http1(Arc::new(stream), Arc::clone(&talk), connection(Some(talk))).await
+        let talk = Arc::new(Talk::new(hub.config.max_header_bytes));
+        let stream = Arc::new(stream);
+        let connection = connection(Some(Arc::clone(&talk)));
+        let result = http1(Arc::clone(&stream), Arc::clone(&talk), connection).await;
+        if let Some(fault) = talk.fault() {
+            // Boxed: connections without a fault should not keep the room for it.
+            Box::pin(refuse_fault(&hub, &stream, &talk, fault)).await;
+        }
+        result
     };
     if let Err(error) = result {
         tracing::debug!(%error, %from, "connection broke");

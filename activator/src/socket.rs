@@ -29,6 +29,9 @@ impl Socket {
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
+            if let Some(fault) = self.talk.fault() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault)));
+            }
             match self.stream.poll_read_ready(cx) {
                 Poll::Ready(ready) => ready?,
                 Poll::Pending => {
@@ -45,10 +48,13 @@ impl AsyncRead for Socket {
                         let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
                         drop(self.stream.try_io(Interest::READABLE, nothing));
                     }
-                    if read > 0 {
-                        self.talk.heard();
+                    let filled = buf.filled().len();
+                    let good = self.talk.heard(&buf.filled()[filled - read..]);
+                    buf.set_filled(filled - read + good);
+                    // Nothing at all would mean the end of what the client sends.
+                    if good > 0 || read == 0 {
+                        return Poll::Ready(Ok(()));
                     }
-                    return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
@@ -98,6 +104,10 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.talk.fault().is_some() {
+            // It is still to be told what was wrong.
+            return Poll::Ready(Ok(()));
+        }
         // A client that has gone needs no farewell.
         Poll::Ready(
             match socket2::SockRef::from(&*self.stream).shutdown(std::net::Shutdown::Write) {

@@ -7,6 +7,7 @@
 //!
 //! Stages: `Idle => Head => Asked => Answering => Idle`.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::strict::{Fault, Strict};
 
 /// What a client that may have gone is sent.
 const ARE_YOU_THERE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -65,10 +68,15 @@ pub(crate) struct Talk {
     /// The client has finished sending.
     has_finished: AtomicBool,
     changed: Notify,
+    /// Reads what the client sends before hyper does.
+    strict: Mutex<Strict>,
+    /// What was wrong with it.
+    fault: OnceLock<Fault>,
 }
 
 impl Talk {
-    pub(crate) fn new() -> Self {
+    /// `longest` is that of a request's head, in bytes.
+    pub(crate) fn new(longest: usize) -> Self {
         Self {
             stage: AtomicU8::new(HEAD),
             since: Mutex::new(Instant::now()),
@@ -76,7 +84,25 @@ impl Talk {
             writes: AtomicU32::new(0),
             has_finished: AtomicBool::new(false),
             changed: Notify::new(),
+            strict: Mutex::new(Strict::new(longest)),
+            fault: OnceLock::new(),
         }
+    }
+
+    /// What is wrong with what the client has sent.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.fault.get().copied()
+    }
+
+    /// The protocol changes: what comes now is not HTTP. Not so when bytes came that should have waited.
+    pub(crate) fn switches(&self) -> bool {
+        self.strict.lock().switched();
+        self.fault().is_none()
+    }
+
+    /// Whether nothing of ours is on its way to the client: it can be told something.
+    pub(crate) fn may_speak(&self) -> bool {
+        !self.is_writing.load(Ordering::Relaxed) && matches!(self.stage(), IDLE | HEAD)
     }
 
     // Everything below but `until_over` runs in the connection's own task, so relaxed order is enough.
@@ -85,11 +111,18 @@ impl Talk {
         self.stage.load(Ordering::Relaxed)
     }
 
-    /// Bytes came.
-    pub(crate) fn heard(&self) {
+    /// Bytes came. Returns how many of them hyper may see: those before the first fault.
+    pub(crate) fn heard(&self, bytes: &[u8]) -> usize {
         if self.stage() == IDLE {
             self.stage.store(HEAD, Ordering::Relaxed);
             *self.since.lock() = Instant::now();
+        }
+        match self.strict.lock().read(bytes) {
+            Ok(()) => bytes.len(),
+            Err((good, fault)) => {
+                self.fault.get_or_init(|| fault);
+                good
+            }
         }
     }
 
@@ -125,6 +158,7 @@ impl Talk {
     /// Its answer has ended.
     pub(crate) fn idle(&self) {
         *self.since.lock() = Instant::now();
+        self.strict.lock().answered();
         self.enter(IDLE);
     }
 

@@ -7,6 +7,7 @@ mod fleet;
 mod leaving;
 mod limits;
 mod protocol;
+mod strict;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

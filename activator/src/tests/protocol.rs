@@ -19,7 +19,7 @@ async fn warm_with(change: impl FnOnce(&mut RouteSpec)) -> (Fixture, FakePod) {
 }
 
 /// Writes bytes and reads until the other side closes.
-async fn raw(address: SocketAddr, request: &str) -> String {
+pub(super) async fn raw(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("connects");
     // What is refused early may be closed before it has been read to its end.
     drop(stream.write_all(request.as_bytes()).await);
