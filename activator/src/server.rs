@@ -23,9 +23,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
+use crate::reject::Reject;
 use crate::request::{self, Connection};
 use crate::route::{RouteKey, Target};
 use crate::socket::Socket;
+use crate::strict::Fault;
 use crate::talk::{Patience, Talk};
 
 /// Connections that the kernel keeps until they are accepted: a burst of a thousand clients is not refused.
@@ -38,6 +40,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PING: Duration = Duration::from_secs(30);
 /// Flow-control window of one HTTP/2 stream from a client: what a slow pod makes us keep, at most.
 const STREAM_WINDOW: u32 = 128 * 1024;
+
+/// How long, and for how many bytes, a client that was refused may go on sending before its connection is closed.
+const FAREWELL: Duration = Duration::from_millis(500);
+const FAREWELL_BYTES: usize = 256 * 1024;
 
 /// One listening port.
 #[derive(Debug)]
@@ -423,7 +429,7 @@ async fn carry(hub: Arc<Hub>, worker: usize, accepted: Accepted) {
     let is_peer = hub.is_peer(from);
     let connection = |talk: Option<Arc<Talk>>| {
         Arc::new(Connection {
-            hub,
+            hub: Arc::clone(&hub),
             listening,
             worker,
             from: from_value,
@@ -434,8 +440,15 @@ async fn carry(hub: Arc<Hub>, worker: usize, accepted: Accepted) {
     let result = if is_h2 {
         http2(stream, connection(None)).await
     } else {
-        let talk = Arc::new(Talk::new());
-        http1(Arc::new(stream), Arc::clone(&talk), connection(Some(talk))).await
+        let talk = Arc::new(Talk::new(hub.config.max_header_bytes));
+        let stream = Arc::new(stream);
+        let connection = connection(Some(Arc::clone(&talk)));
+        let result = http1(Arc::clone(&stream), Arc::clone(&talk), connection).await;
+        if let Some(fault) = talk.fault() {
+            // Boxed: connections without a fault should not keep the room for it.
+            Box::pin(refuse_fault(&hub, &stream, &talk, fault)).await;
+        }
+        result
     };
     if let Err(error) = result {
         tracing::debug!(%error, %from, "connection broke");
@@ -493,6 +506,34 @@ async fn http1(
         result = serving.as_mut() => result,
         _ = over.as_mut() => Ok(()),
     }
+}
+
+/// Tells a client what is wrong with what it sent, unless it is in the middle of an answer: then the end is all it gets.
+async fn refuse_fault(hub: &Hub, stream: &TcpStream, talk: &Talk, fault: Fault) {
+    tracing::debug!(fault, "refused");
+    hub.metrics.faults.with_label_values(&[fault]).inc();
+    if !talk.may_speak() {
+        return;
+    }
+    let reject = Reject::BadRequest(fault);
+    hub.metrics.rejections.with_label_values(&[reject.label()]).inc();
+    if stream.try_write(&reject.bytes()).is_err() {
+        return;
+    }
+    drop(socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write));
+    // What is unread at the end makes the system send a reset, which could overtake the answer.
+    let reading = async {
+        let mut rest = 0;
+        let mut bytes = [0; 1024];
+        while rest < FAREWELL_BYTES && stream.readable().await.is_ok() {
+            match stream.try_read(&mut bytes) {
+                Ok(read @ 1..) => rest += read,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                _ => return,
+            }
+        }
+    };
+    drop(tokio::time::timeout(FAREWELL, reading).await);
 }
 
 async fn http2(stream: TcpStream, connection: Arc<Connection>) -> Result<(), hyper::Error> {
