@@ -207,6 +207,16 @@ pub fn judge(analysis: &Analysis, cuts: &Cuts, epochs: &[Epoch], counters: &Coun
 /// As [`judge`], from the sums over all activators, one for each epoch.
 #[must_use]
 pub fn weigh(analysis: &Analysis, cuts: &Cuts, epochs: &[Epoch], sums: &[Row]) -> Evidence {
+    let mut evidence = test(analysis, cuts, epochs, sums);
+    let (requests, bad) = (evidence.requests[1], evidence.bad[1]);
+    evidence.upper_bound = absolute::upper_bound(analysis.beta, requests, bad);
+    evidence.missing = absolute::requests_missing(analysis.max_bad_rate, analysis.beta, requests, bad);
+    evidence
+}
+
+/// As [`weigh`], without the bound and the requests that are missing, which take a search each.
+#[must_use]
+pub fn test(analysis: &Analysis, cuts: &Cuts, epochs: &[Epoch], sums: &[Row]) -> Evidence {
     let view = View::of(epochs, sums);
     let baking = epochs.last().is_some_and(|epoch| epoch.weight == FULL);
     let mut terms = view.terms(analysis, cuts);
@@ -218,21 +228,15 @@ pub fn weigh(analysis: &Analysis, cuts: &Cuts, epochs: &[Epoch], sums: &[Row]) -
     let counted = terms.iter().filter(|term| !term.dropped);
     let weighted: Vec<f64> = counted.map(Term::ln_weighted).collect();
     let candidate = view.alone;
-    let ln_s = absolute::ln_s(analysis.max_bad_rate, candidate.requests, candidate.bad);
     let mut evidence = Evidence {
         requests: [view.stable.requests, candidate.requests],
         bad: [view.stable.bad, candidate.bad],
         pairs: view.pairs,
         ln_e: ln_sum_exp(&weighted),
         terms,
-        ln_s,
-        upper_bound: absolute::upper_bound(analysis.beta, candidate.requests, candidate.bad),
-        missing: absolute::requests_missing(
-            analysis.max_bad_rate,
-            analysis.beta,
-            candidate.requests,
-            candidate.bad,
-        ),
+        ln_s: absolute::ln_s(analysis.max_bad_rate, candidate.requests, candidate.bad),
+        upper_bound: 1.0,
+        missing: None,
         verdict: Verdict::Inconclusive,
     };
     evidence.verdict = if evidence.ln_e >= -analysis.alpha.ln() {

@@ -16,6 +16,7 @@
 mod advance;
 mod begin;
 mod facts;
+mod finish;
 mod ladder;
 mod plan;
 mod status;

@@ -51,7 +51,7 @@ pub fn upper_bound(beta: f64, requests: u64, bad: u64) -> f64 {
     let needed = -within(beta).ln();
     // The evidence against a share grows with the share, so halving finds where it is just enough.
     let (mut low, mut high) = (0.0, 1.0);
-    for _ in 0..50 {
+    for _ in 0..30 {
         let middle = f64::midpoint(low, high);
         if ln_s(middle, requests, bad) >= needed {
             high = middle;

@@ -9,9 +9,6 @@ use super::{
 };
 use crate::evidence::{Epoch, Verdict};
 
-/// Below this weight a gradual way back ends at nothing.
-const LAST_OF_GRADUAL: u32 = FULL / 20;
-
 impl Look<'_> {
     pub(super) fn advance(&mut self) {
         match self.status.phase {
@@ -162,14 +159,14 @@ impl Look<'_> {
         self.wake(self.now);
     }
 
-    fn say(&mut self, kind: EventKind, text: String) {
+    pub(super) fn say(&mut self, kind: EventKind, text: String) {
         self.reason.clone_from(&text);
         self.tell(kind, text);
         self.wake(self.now);
     }
 
     /// Whether every activator has what stands; notes since when.
-    fn acknowledged(&mut self) -> Option<Time> {
+    pub(super) fn acknowledged(&mut self) -> Option<Time> {
         let candidate = &self.attempt.candidate;
         if self.status.phase.forward() && !self.facts.pools.contains_key(candidate) {
             self.reason = format!("The pool of {candidate} is gone, and is made again.");
@@ -260,7 +257,7 @@ impl Look<'_> {
             .map_or(Verdict::Inconclusive, |evidence| evidence.verdict)
     }
 
-    fn at(&self) -> String {
+    pub(super) fn at(&self) -> String {
         format!("{} has {}", self.attempt.candidate, percent(self.attempt.weight))
     }
 
@@ -465,61 +462,5 @@ impl Look<'_> {
         if self.raise(FULL) {
             self.status.phase = Phase::Promoting;
         }
-    }
-
-    /// `Promoting => Baking | Idle`.
-    fn promoting(&mut self) {
-        if self.acknowledged().is_none() {
-            return;
-        }
-        if self.plan.bake.is_zero() || self.attempt.fast {
-            self.done();
-            return;
-        }
-        self.status.phase = Phase::Baking;
-        self.attempt.baking = Some(self.now);
-        let text = format!(
-            "{} has everything; watched for {}.",
-            self.attempt.candidate,
-            Span(self.plan.bake)
-        );
-        self.say(EventKind::Baking, text);
-    }
-
-    /// `Baking => Idle`.
-    fn bake(&mut self) {
-        if self.acknowledged().is_none() {
-            return;
-        }
-        let end = self.attempt.baking.unwrap_or(self.now) + self.plan.bake;
-        if self.now >= end || self.attempt.skipped == Some(self.attempt.step) {
-            self.done();
-            return;
-        }
-        self.wake(end);
-        self.reason = format!("{} has everything and is watched.", self.attempt.candidate);
-        self.next = format!("stable in {}", Span(end.since(self.now)));
-    }
-
-    /// `RollingBack => Failed | Idle`.
-    fn retreat(&mut self) {
-        let Some(acked) = self.acknowledged() else {
-            return;
-        };
-        if self.attempt.weight == 0 {
-            self.ended();
-            return;
-        }
-        let due = acked + self.plan.min_step;
-        if self.now < due {
-            self.reason = format!("{}, on its way out.", self.at());
-            self.wake(due);
-            return;
-        }
-        let half = self.attempt.weight / 2;
-        self.attempt.weight = if half < LAST_OF_GRADUAL { 0 } else { half };
-        self.attempt.acked = None;
-        self.reason = format!("{} on its way out.", self.at());
-        self.wake(self.now);
     }
 }

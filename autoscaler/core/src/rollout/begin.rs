@@ -1,8 +1,6 @@
 //! What comes from people: commands, and new templates.
 
-use super::{
-    Attempt, Command, Ended, EventKind, FULL, HISTORY, Look, Mode, OnNew, Phase, QUARANTINED, Verb, ladder,
-};
+use super::{Attempt, Command, Ended, EventKind, FULL, Look, Mode, OnNew, Phase, Verb, ladder};
 use crate::evidence::Cuts;
 
 impl Look<'_> {
@@ -207,58 +205,5 @@ impl Look<'_> {
         };
         self.tell(EventKind::NewRevision, text);
         self.wake(self.now);
-    }
-
-    /// The candidate is stable from now on.
-    pub(super) fn done(&mut self) {
-        let (status, attempt) = (&mut self.status, &mut self.attempt);
-        let before = std::mem::replace(&mut status.stable, attempt.candidate.clone());
-        let history = &mut status.history;
-        history.retain(|revision| *revision != before && *revision != attempt.candidate);
-        history.insert(0, before.clone());
-        history.truncate(HISTORY);
-        status
-            .quarantined
-            .retain(|revision| *revision != attempt.candidate);
-        status.promoted = Some(self.now);
-        status.phase = Phase::Idle;
-        attempt.result = Some(if attempt.fast {
-            Ended::FastPromoted
-        } else {
-            Ended::Promoted
-        });
-        let text = format!("{} is stable, after {before}.", attempt.candidate);
-        attempt.why.clone_from(&text);
-        self.reason.clone_from(&text);
-        self.tell(EventKind::Promoted, text);
-        self.wake(self.now);
-    }
-
-    /// The candidate has no traffic any more.
-    pub(super) fn ended(&mut self) {
-        let (status, attempt) = (&mut self.status, &self.attempt);
-        let superseded = attempt.result == Some(Ended::Superseded);
-        if !superseded && !attempt.fast {
-            status
-                .quarantined
-                .retain(|revision| *revision != attempt.candidate);
-            status.quarantined.insert(0, attempt.candidate.clone());
-            status.quarantined.truncate(QUARANTINED);
-        }
-        status.phase = if superseded || status.seen == status.stable {
-            Phase::Idle
-        } else {
-            Phase::Failed
-        };
-        let text = format!(
-            "{} is out, {} has all traffic: {}.",
-            attempt.candidate, status.stable, attempt.why
-        );
-        self.reason.clone_from(&text);
-        self.tell(EventKind::RolledBack, text);
-        self.wake(self.now);
-        if let Some(revision) = self.status.queued.take() {
-            self.begin(&revision, true);
-        }
     }
 }
