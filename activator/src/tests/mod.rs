@@ -4,6 +4,7 @@
 mod cold;
 mod control;
 mod fleet;
+mod floods;
 mod leaving;
 mod limits;
 mod protocol;
