@@ -69,7 +69,9 @@ fn idle_services_cost_little_memory_and_hardly_any_processor_time() {
                 used * 1000.0 / seconds as f64
             ));
         }
-        let profile = if cfg!(debug_assertions) {
+        let profile = if cluster.is_real() {
+            "in images"
+        } else if cfg!(debug_assertions) {
             "debug"
         } else {
             "release"
