@@ -139,8 +139,8 @@ impl App {
         let clock = Clock::new();
         let release_all = cell::Sender::new(false);
         let streams = Arc::clone(&fleet);
-        // While a stream is missing there may be requests that nobody tells of.
-        let busy = Arc::new(move |pool: &PoolKey| streams.busy(pool).is_none_or(|requests| requests > 0));
+        // While a stream is missing there may be a request that nobody tells of.
+        let busy = Arc::new(move |pool: &PoolKey| streams.busy(pool).unwrap_or(1));
         let capture = Capture::new(
             clock,
             args.settle,

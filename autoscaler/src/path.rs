@@ -41,6 +41,8 @@ const PORT_RESTS: Duration = Duration::from_secs(60);
 const POLICIES_KEPT: Duration = Duration::from_secs(300);
 /// First and longest wait after a write that failed.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Conflicts in a row that are no news: others write to the same objects too.
+const CONFLICTS: u32 = 3;
 /// How long a Service may be without a workload before that is called a refusal: manifests are applied one after the
 /// other, and a Service often comes first.
 const WORKLOAD_MAY_COME: Duration = Duration::from_secs(3);
@@ -77,8 +79,8 @@ impl Activators for Fleet {
     }
 }
 
-/// Whether requests of a pool are held or in flight at activators.
-pub(crate) type Busy = Arc<dyn Fn(&PoolKey) -> bool + Send + Sync>;
+/// How many requests of a pool are held and in flight at activators.
+pub(crate) type Busy = Arc<dyn Fn(&PoolKey) -> u32 + Send + Sync>;
 
 /// The NetworkPolicies of a namespace.
 type Policies = Arc<Vec<NetworkPolicy>>;
@@ -259,8 +261,13 @@ impl<A: Activators> Capture<A> {
             Err(error) => {
                 let wait = AGAIN.0.saturating_mul(1 << unit.failures.min(10)).min(AGAIN.1);
                 unit.failures = unit.failures.saturating_add(1);
-                // A conflict says that the index is behind: it is about to be told.
-                tracing::warn!(route = %key, %error, again_in = ?wait, "capture");
+                match &error {
+                    // The index was behind, and is about to be told: ordinary, unless it goes on.
+                    crate::cluster::Error::Conflict(..) if unit.failures <= CONFLICTS => {
+                        tracing::debug!(route = %key, %error, again_in = ?wait, "capture");
+                    }
+                    _ => tracing::warn!(route = %key, %error, again_in = ?wait, "capture"),
+                }
                 let at = Instant::now() + wait;
                 wake = Some(wake.map_or(at, |other| other.min(at)));
             }

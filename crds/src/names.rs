@@ -96,19 +96,24 @@ pub const PROBE_PORT_NAME: &str = "probe";
 
 /// Name of the private headless Service of a pool.
 ///
-/// Pool names are at most 63 bytes; a name that would grow too long is cut and made unique by a hash.
+/// A pool is named after its workload, whose name may be longer than a Service's and have dots in it: such a name is cut,
+/// its dots become dashes, and a hash keeps it apart from others.
 #[must_use]
 pub fn private_service_name(pool: &str) -> String {
     const SUFFIX: &str = "-dm";
     const LONGEST: usize = 63;
-    if pool.len() + SUFFIX.len() <= LONGEST {
+    if pool.len() + SUFFIX.len() <= LONGEST && !pool.contains('.') {
         return format!("{pool}{SUFFIX}");
     }
     // FNV-1a: only to tell two long names with one beginning apart, so speed and size matter more than strength.
     let hash = pool.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
-    let kept = pool[..LONGEST - SUFFIX.len() - 9].trim_end_matches(['-', '.']);
+    let dashed = pool.replace('.', "-");
+    let kept = dashed
+        .get(..LONGEST - SUFFIX.len() - 9)
+        .unwrap_or(&dashed)
+        .trim_end_matches('-');
     format!("{kept}-{hash:08x}{SUFFIX}")
 }
 
@@ -136,9 +141,12 @@ mod tests {
         assert_eq!(private_service_name("web"), "web-dm");
         let long = "a".repeat(63);
         let other = format!("{}b", "a".repeat(62));
-        for name in [&long, &other] {
-            assert!(private_service_name(name).len() <= 63, "{name}");
+        let names = [long.as_str(), &other, "a.b", "a-b", "a.b-dm", "a..b"];
+        let made: std::collections::BTreeSet<_> = names.map(private_service_name).into();
+        assert_eq!(made.len(), names.len(), "{made:?}");
+        for name in made {
+            let label = name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            assert!(label, "{name}");
         }
-        assert_ne!(private_service_name(&long), private_service_name(&other));
     }
 }

@@ -365,7 +365,7 @@ impl<A: Activators> Capture<A> {
         } else {
             ready.max(if workload.is_none() { 1 } else { 0 })
         };
-        facts.in_flight = u32::from(seen.pool.as_ref().is_some_and(|pool| (self.busy)(pool)));
+        facts.in_flight = seen.pool.as_ref().map_or(0, |pool| (self.busy)(pool));
     }
 }
 

@@ -230,7 +230,7 @@ impl World {
             Arc::new(cluster),
             Arc::clone(&self.fleet),
             Arc::clone(&self.registry),
-            Arc::new(|_| false),
+            Arc::new(|_| 0),
             watch::Sender::new(false).subscribe(),
         );
         let receiver = leading.subscribe();
