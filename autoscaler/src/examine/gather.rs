@@ -144,7 +144,9 @@ pub(crate) fn from_index(
                 bystanders.push(other.name);
             }
         }
-        bystanders.extend(index.bystanders_of(workload).into_iter().map(|other| other.name));
+        // One that is being given back is no longer opted in, and is not beside itself.
+        let beside = index.bystanders_of(workload).into_iter().filter(|other| other != key);
+        bystanders.extend(beside.map(|other| other.name));
         hpas = index
             .hpas_of(&key.namespace, &workload.workload)
             .iter()

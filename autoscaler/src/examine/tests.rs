@@ -5,6 +5,8 @@ use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::state::RouteKey;
+use crate::watch::Index;
 
 fn facts(service: Value, pod: Value) -> Facts {
     let mut object = json!({
@@ -379,4 +381,29 @@ fn cpu_quantities_are_read_as_kubernetes_writes_them() {
     ] {
         assert_eq!(cpu_millis(text), want, "{text}");
     }
+}
+
+#[test]
+fn a_service_that_is_given_back_is_not_warned_of_itself() {
+    let index = Index::new("");
+    let labels = json!({ "app": "web" });
+    for name in ["web", "other"] {
+        let service = json!({
+            "metadata": { "name": name, "namespace": "default" },
+            "spec": { "selector": labels, "ports": [{ "port": 80 }] },
+        });
+        index.apply(&serde_json::from_value::<Service>(service).expect("a Service"));
+    }
+    let deployment = json!({
+        "metadata": { "name": "web", "namespace": "default" },
+        "spec": { "selector": { "matchLabels": labels }, "template": { "metadata": { "labels": labels } } },
+    });
+    index.apply(&serde_json::from_value::<Deployment>(deployment).expect("a Deployment"));
+    let key = RouteKey {
+        namespace: "default".into(),
+        name: "web".into(),
+    };
+    let facts = from_index(&index, &key, &[], |_| None).expect("it is known");
+    assert_eq!(facts.workloads.len(), 1);
+    assert_eq!(facts.bystanders, ["other"]);
 }
