@@ -126,7 +126,10 @@ fn slice(listen: u16, pod: SocketAddr) -> Value {
 
 // === who measures ===
 
-#[allow(clippy::disallowed_methods, reason = "who measures has no runtime that a sleep could block")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "who measures has no runtime that a sleep could block"
+)]
 fn measure(routes: u16, held: usize) -> Result<(), Failure> {
     const PORT: u16 = 21_000;
     let mut server = Command::new(std::env::current_exe()?)
