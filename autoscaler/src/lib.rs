@@ -248,6 +248,7 @@ impl App {
         if removed {
             // The standby too: it takes over if the leader does not get to the end.
             tracing::info!("the autoscaler is being removed: every Service is given back");
+            self.capture.hurry();
             self.release_all.send_replace(true);
             shutdown::all_given_back(&self.index, args.grace / 5 * 4).await;
         }

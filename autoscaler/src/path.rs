@@ -14,6 +14,7 @@ mod want;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crds::Settings;
@@ -39,6 +40,9 @@ const AT_ONCE: usize = 64;
 const PORT_RESTS: Duration = Duration::from_secs(60);
 /// How long NetworkPolicies that were read stay good enough for a warning.
 const POLICIES_KEPT: Duration = Duration::from_secs(300);
+/// How long pods are waited for when we are being removed. A ServiceAccount that is being deleted is honoured for a minute:
+/// the selector keys have to go well within it, or a Service whose pods become ready later would stay without them.
+const LAST_PATIENCE: Duration = Duration::from_secs(25);
 /// First and longest wait after a write that failed.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// Conflicts in a row that are no news: others write to the same objects too.
@@ -93,6 +97,8 @@ type PortKey = (RouteKey, String);
 pub(crate) struct Capture<A> {
     clock: Clock,
     waits: Waits,
+    /// We are about to go: nobody will be here to wait for pods that do not become ready.
+    hurries: AtomicBool,
     index: Arc<Index>,
     cluster: Arc<Cluster>,
     fleet: Arc<A>,
@@ -179,6 +185,7 @@ impl<A: Activators> Capture<A> {
                 settle,
                 ..Waits::default()
             },
+            hurries: AtomicBool::new(false),
             index,
             cluster,
             fleet,
@@ -190,6 +197,19 @@ impl<A: Activators> Capture<A> {
             again: Dirty::new(),
             leads_since: Mutex::default(),
         })
+    }
+
+    /// From now on pods are waited for no longer than the last of our permissions lasts.
+    pub(crate) fn hurry(&self) {
+        self.hurries.store(true, Ordering::Release);
+    }
+
+    fn waits(&self) -> Waits {
+        let mut waits = self.waits;
+        if self.hurries.load(Ordering::Acquire) {
+            waits.patience = waits.patience.min(LAST_PATIENCE);
+        }
+        waits
     }
 
     fn now(&self) -> Time {
@@ -248,7 +268,7 @@ impl<A: Activators> Capture<A> {
             true => State::inherited(&seen.facts),
             false => State::default(),
         });
-        let step = capture::step(now, &self.waits, &state, &seen.facts);
+        let step = capture::step(now, &self.waits(), &state, &seen.facts);
         unit.state = Some(step.state.clone());
         let wake_at = gather::earliest(step.wake_at, seen.wake_at);
         self.publish(key, &mut unit, &seen, &step);
