@@ -44,7 +44,9 @@ pub(crate) async fn let_go(client: &Client, namespace: &str, name: &str) {
         Ok(results) => results.into_iter().filter_map(Result::err).for_each(|error| {
             tracing::warn!(%error, "a permission keeps its finalizer {RELEASE_FINALIZER}");
         }),
-        Err(_) => tracing::warn!("permissions may keep their finalizer {RELEASE_FINALIZER}: no answer in time"),
+        Err(_) => {
+            tracing::warn!("permissions may keep their finalizer {RELEASE_FINALIZER}: no answer in time")
+        }
     }
 }
 
