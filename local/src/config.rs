@@ -27,7 +27,7 @@ pub struct Args {
     /// Where the Kubernetes API listens. It can start programs: give it a loopback address.
     ///
     /// To see how an application behaves while the API is away, take it away for some seconds (0 to 300):
-    /// `kubectl --kubeconfig FILE create --raw '/local/outage?seconds=5' -f /dev/null`
+    /// `curl -X POST "SERVER/local/outage?seconds=5"`, where SERVER is the server's URL in the kubeconfig.
     #[arg(
         long,
         value_name = "ADDRESS",

@@ -1,6 +1,6 @@
 //! Kubeconfigs for the API: readable by this user only, gone with us.
 //!
-//! The token stands in the server's URL, too: `kubectl` keeps tokens to itself where there is no TLS.
+//! The token stands in the path, too: `kubectl` keeps tokens to itself where there is no TLS.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -56,7 +56,7 @@ impl Folder {
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{ "name": "dormouse-local", "cluster": { "server": crate::api::url_of(api, token) } }],
+            "clusters": [{ "name": "dormouse-local", "cluster": { "server": format!("http://{api}{}", crate::api::path_of(token)) } }],
             "users": [{ "name": "dormouse-local", "user": { "token": token } }],
             "contexts": [{ "name": "dormouse-local", "context": {
                 "cluster": "dormouse-local", "user": "dormouse-local", "namespace": namespace,

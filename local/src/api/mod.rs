@@ -61,7 +61,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::addresses::Addresses;
 use self::resources::Registry;
-pub use self::server::{path_of, serve, url_of};
+pub use self::server::{path_of, serve};
 use self::store::Store;
 pub use self::store::StoreStats;
 

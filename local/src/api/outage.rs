@@ -6,7 +6,8 @@
 //! 410 and lists again; `&history=keep` keeps it, as after a broken network. `seconds=0` only cuts.
 //!
 //! ```sh
-//! kubectl --kubeconfig FILE create --raw '/local/outage?seconds=5' -f /dev/null
+//! server=$(kubectl --kubeconfig FILE config view -o jsonpath='{.clusters[0].cluster.server}')
+//! curl -X POST "$server/local/outage?seconds=5"
 //! ```
 //!
 //! It needs a token of `system:masters`, ends by itself, and there is one at a time, so it cannot lock anyone out.

@@ -1,16 +1,14 @@
 //! The API over HTTP: who may ask, and through which door.
 //!
 //! This API can start programs, so a request needs a token, and its `Host` must be this machine's loopback: a web page
-//! that had its name resolve to 127.0.0.1 cannot use it. The token comes as `Authorization: Bearer`. `kubectl` shows none
-//! to a server without TLS, but keeps what stands in its server's URL, [`url_of`]: a password, which it sends as `Basic`,
-//! with `--raw` too, and the first part of the path, which other programs keep that drop the password.
+//! that had its name resolve to 127.0.0.1 cannot use it. The token comes as `Authorization: Bearer` or as the first part
+//! of the path, [`path_of`]: `kubectl` shows no token to a server without TLS, but keeps the path of its server's URL.
+//! (It would send a password in that URL too, with `--raw` as well, but then refuses to `exec` without saying why.)
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -101,16 +99,11 @@ async fn connection(api: Api, stream: TcpStream, stop: CancellationToken, down: 
     }
 }
 
-/// The path below which the API is served to whoever knows `token`.
+/// The path below which the API is served to whoever knows `token`, for the `server` of a kubeconfig:
+/// `http://127.0.0.1:8001` followed by this.
 #[must_use]
 pub fn path_of(token: &str) -> String {
     format!("{PREFIX}{token}")
-}
-
-/// The `server` of a kubeconfig for the API at `address`.
-#[must_use]
-pub fn url_of(address: SocketAddr, token: &str) -> String {
-    format!("http://dormouse:{token}@{address}{}", path_of(token))
 }
 
 const PREFIX: &str = "/token/";
@@ -166,15 +159,10 @@ fn user(api: &Api, request: &http::Request<Incoming>) -> Option<User> {
         .get(http::header::AUTHORIZATION)?
         .to_str()
         .ok()?;
-    let (scheme, given) = header.split_once(' ')?;
-    if scheme.eq_ignore_ascii_case("bearer") {
-        return api.user_of(given.trim());
-    }
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return None;
-    }
-    let pair = String::from_utf8(STANDARD.decode(given.trim()).ok()?).ok()?;
-    api.user_of(pair.split_once(':')?.1)
+    let (scheme, token) = header.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| api.user_of(token.trim()))?
 }
 
 /// Whether a `Host` names this machine's loopback: by name, by address, or by a pod's or Service's address.
