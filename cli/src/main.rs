@@ -88,7 +88,7 @@ async fn run(line: Line) -> Result<(), Failure> {
 
 /// All custom resource definitions, as one YAML stream.
 fn crds_yaml() -> Result<String, Failure> {
-    [crds::Route::crd()]
+    [crds::Route::crd(), crds::Rollout::crd(), crds::Revision::crd()]
         .iter()
         .map(|crd| output::yaml(crd).map(|text| format!("---\n{text}")))
         .collect()

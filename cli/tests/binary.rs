@@ -32,17 +32,37 @@ fn file(path: &str) -> String {
 fn the_manifest_of_the_crds_is_what_the_binary_prints() {
     let printed = dormouse(&["crds"]);
     assert_eq!(printed.status.code(), Some(0));
+    let files = ["routes", "rollouts", "revisions"]
+        .map(|plural| file(&format!("manifests/crds/{plural}.dormouse.dev.yaml")));
     assert!(
-        stdout(&printed) == file("manifests/crds/routes.dormouse.dev.yaml"),
-        "manifests/crds is not current: cargo run -- crds > manifests/crds/routes.dormouse.dev.yaml"
+        stdout(&printed) == files.concat(),
+        "manifests/crds is not current: each document of `cargo run -- crds` is the file of its name"
     );
 }
 
 #[test]
 fn the_crds_are_yaml_that_reads_back_with_their_rules() {
     let printed = stdout(&dormouse(&["crds"]));
-    let read: serde_json::Value = serde_saphyr::from_str(&printed).expect("YAML");
-    assert_eq!(read["metadata"]["name"], "routes.dormouse.dev");
+    let read: Vec<serde_json::Value> = printed
+        .split("---\n")
+        .filter(|document| !document.is_empty())
+        .map(|document| serde_saphyr::from_str(document).expect("YAML"))
+        .collect();
+    let names: Vec<&str> = read
+        .iter()
+        .filter_map(|crd| crd["metadata"]["name"].as_str())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "routes.dormouse.dev",
+            "rollouts.dormouse.dev",
+            "revisions.dormouse.dev"
+        ]
+    );
+    let immutable = &read[2]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"];
+    assert_eq!(immutable[0]["rule"], "self.spec == oldSelf.spec");
+    let read = &read[0];
     let schema = &read["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     let rules: Vec<&str> = schema["x-kubernetes-validations"]
         .as_array()

@@ -55,13 +55,17 @@ pub struct RevisionSpec {
 #[serde(rename_all = "camelCase")]
 pub struct ConfigDigest {
     /// `ConfigMap` or `Secret`.
+    #[schemars(length(max = 16))]
     pub kind: String,
     /// Its name.
+    #[schemars(length(max = 253))]
     pub name: String,
     /// Hex digits of a SHA-256 of its data and binaryData.
+    #[schemars(length(max = 64))]
     pub digest: String,
     /// The immutable copy that the pool uses in its place; empty: none was made.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 253))]
     pub snapshot: String,
 }
 
@@ -74,6 +78,7 @@ pub struct RevisionSource {
     pub generation: i64,
     /// The field manager that last wrote the template.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 256))]
     pub manager: String,
 }
 

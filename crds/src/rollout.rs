@@ -16,7 +16,7 @@ pub use status::{
 };
 
 /// How new revisions are let in.
-#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "dormouse.dev",
     version = "v1alpha1",
@@ -84,10 +84,32 @@ pub struct RolloutSpec {
     pub alerts: Vec<Alert>,
 }
 
+impl Default for RolloutSpec {
+    fn default() -> Self {
+        Self {
+            target_ref: TargetRef::default(),
+            target_mode: TargetMode::default(),
+            service_ref: ServiceRef::default(),
+            strategy: StrategySpec::default(),
+            analysis: AnalysisSpec::default(),
+            progress_deadline: ten_minutes(),
+            rollback: RollbackSpec::default(),
+            revisions: RevisionsSpec::default(),
+            config: ConfigSpec::default(),
+            on_new_revision: OnNewRevision::default(),
+            bootstrap_revision: String::new(),
+            suspend: false,
+            alerts: Vec::new(),
+        }
+    }
+}
+
 /// How durations are written.
 const DURATION: &str = r"^(0|([0-9]+(\.[0-9]+)?(ms|s|m|h))+)$";
 /// How shares are written.
 const SHARE: &str = r"^[0-9]+(\.[0-9]+)?%$";
+/// The same, or nothing.
+const SHARE_OR_NONE: &str = r"^([0-9]+(\.[0-9]+)?%)?$";
 
 fn ten_minutes() -> String {
     "10m".to_owned()
@@ -133,7 +155,7 @@ pub struct ServiceRef {
 }
 
 /// Which weights, in which order. Of `steps`, `linear`, `risk` and `time` at most one; none: `risk` with its defaults.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "[has(self.steps), has(self.linear), has(self.risk), has(self.time)].filter(x, x).size() <= 1",
@@ -177,6 +199,23 @@ pub struct StrategySpec {
     /// Keeps a client with its revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_affinity: Option<AffinitySpec>,
+}
+
+impl Default for StrategySpec {
+    fn default() -> Self {
+        Self {
+            kind: StrategyKind::default(),
+            steps: None,
+            linear: None,
+            risk: None,
+            time: None,
+            gate: Gate::default(),
+            min_step_duration: half_a_minute(),
+            matches: None,
+            mirror: None,
+            session_affinity: None,
+        }
+    }
 }
 
 fn half_a_minute() -> String {
@@ -381,7 +420,7 @@ pub struct AnalysisSpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub webhooks: Vec<WebhookSpec>,
-    /// After all traffic has gone over, the candidate is watched for so long and undone by itself. 0: not at all.
+    /// After all traffic has gone over, the candidate is watched for so long and undone by itself. `0s`: not at all.
     #[schemars(length(max = 32), regex(pattern = DURATION))]
     pub bake: String,
 }
@@ -775,4 +814,80 @@ pub struct SecretRef {
     /// Its name.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::CustomResourceExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_short_rollout_has_all_defaults() {
+        let short = serde_json::json!({"targetRef": {"name": "web"}, "serviceRef": {"name": "web"}});
+        let spec: RolloutSpec = serde_json::from_value(short).expect("reads");
+        let expected = RolloutSpec {
+            target_ref: TargetRef {
+                name: "web".to_owned(),
+                ..TargetRef::default()
+            },
+            service_ref: ServiceRef {
+                name: "web".to_owned(),
+            },
+            ..RolloutSpec::default()
+        };
+        assert_eq!(spec, expected);
+        assert_eq!((spec.analysis.alpha, spec.analysis.beta), (0.01, 0.05));
+        assert_eq!(spec.strategy.min_step_duration, "30s");
+    }
+
+    /// What an API server refuses in a schema, and a default that does not fit its own pattern.
+    #[test]
+    fn the_schemas_are_ones_an_api_server_takes() {
+        for crd in [Rollout::crd(), crate::Revision::crd(), crate::Route::crd()] {
+            let crd = serde_json::to_value(crd).expect("JSON");
+            walk(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], "");
+        }
+    }
+
+    fn walk(schema: &serde_json::Value, path: &str) {
+        for word in ["prefixItems", "$ref", "definitions", "$defs"] {
+            assert!(schema.get(word).is_none(), "{path} has {word}");
+        }
+        assert_ne!(
+            schema.get("items"),
+            Some(&serde_json::Value::Bool(true)),
+            "{path}"
+        );
+        if let Some(properties) = schema["properties"].as_object() {
+            for (name, property) in properties {
+                if let (Some(default), Some(_)) =
+                    (schema["default"][name].as_str(), property["pattern"].as_str())
+                {
+                    let fits =
+                        default.ends_with('%') || default.ends_with(['s', 'm', 'h']) || default.is_empty();
+                    assert!(fits, "{path}.{name}: {default:?}");
+                    let may_be_empty = property["pattern"] == SHARE_OR_NONE;
+                    assert!(
+                        !default.is_empty() || may_be_empty,
+                        "{path}.{name} has an empty default"
+                    );
+                }
+                if let (Some(default), Some(least)) =
+                    (property["default"].as_f64(), property["minimum"].as_f64())
+                {
+                    assert!(default >= least, "{path}.{name}: {default} below {least}");
+                }
+                walk(property, &format!("{path}.{name}"));
+            }
+        }
+        walk_if(&schema["items"], path);
+        walk_if(&schema["additionalProperties"], path);
+    }
+
+    fn walk_if(schema: &serde_json::Value, path: &str) {
+        if schema.is_object() {
+            walk(schema, &format!("{path}[]"));
+        }
+    }
 }

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use rollout::{
-    BadAnswers, HeaderMatch, RouteAffinity, RouteBreaker, RouteMatch, RouteMirror, RouteRollout,
+    BadAnswers, CodeRange, HeaderMatch, RouteAffinity, RouteBreaker, RouteMatch, RouteMirror, RouteRollout,
     RouteSynthetic,
 };
 

@@ -43,9 +43,9 @@ pub struct RouteRollout {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BadAnswers {
-    /// Ranges of HTTP status codes, both ends included.
+    /// HTTP status codes.
     #[schemars(length(max = 32))]
-    pub codes: Vec<(u16, u16)>,
+    pub codes: Vec<CodeRange>,
     /// gRPC status codes.
     #[schemars(length(max = 17))]
     pub grpc: Vec<u32>,
@@ -53,14 +53,27 @@ pub struct BadAnswers {
     pub timeouts: bool,
 }
 
+/// HTTP status codes from the first to the last, both included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CodeRange {
+    /// The first.
+    #[schemars(range(min = 100, max = 599))]
+    pub first: u16,
+    /// The last.
+    #[schemars(range(min = 100, max = 599))]
+    pub last: u16,
+}
+
 /// Copies of requests to the candidate. Their answers are compared, and thrown away.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct RouteMirror {
     /// Share of the requests, in percent.
     #[schemars(range(min = 1, max = 100))]
     pub percent: u32,
-    /// Only these methods.
+    /// Only these methods; none: all.
+    #[serde(default)]
     #[schemars(length(max = 16))]
     pub methods: Vec<String>,
 }
