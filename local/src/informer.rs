@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
+use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use parking_lot::Mutex;
@@ -56,6 +58,22 @@ type Listener<K> = Box<dyn Fn(Option<&K>, Option<&K>) + Send + Sync>;
 /// event by a few others, not by thousands.
 const REMEMBERED_GONE: usize = 4096;
 
+/// How long before an interrupted watch is tried again. Always the same, and short: the API is in this process, so trying
+/// costs it nothing, and after an outage nothing runs before the controllers see again.
+struct Pause;
+
+impl Iterator for Pause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::from_millis(250))
+    }
+}
+
+impl Backoff for Pause {
+    fn reset(&mut self) {}
+}
+
 /// The picture. Shared as `Arc`.
 pub(crate) struct Informer<K> {
     state: Mutex<State<K>>,
@@ -95,7 +113,7 @@ where
 
     /// Follows the API until `shutdown`.
     pub(crate) async fn run(self: Arc<Self>, api: Api<K>, shutdown: CancellationToken) {
-        let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+        let mut events = watcher(api, watcher::Config::default()).backoff(Pause).boxed();
         loop {
             let event = tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -103,7 +121,7 @@ where
             };
             match event {
                 Some(Ok(event)) => self.take(event),
-                // The watcher lists again with back-off by itself.
+                // The watcher lists again by itself.
                 Some(Err(error)) => tracing::debug!(%error, "watch interrupted"),
                 None => return,
             }
