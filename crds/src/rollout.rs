@@ -482,7 +482,7 @@ pub struct ErrorsSpec {
     /// Whether a timeout, or a connection that breaks off, is bad.
     pub timeouts: bool,
     /// Share of requests that have to be good; empty: no objective, only the comparison.
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), regex(pattern = SHARE_OR_NONE))]
     pub slo: String,
 }
 
