@@ -145,7 +145,10 @@ pub(crate) fn from_index(
             }
         }
         // One that is being given back is no longer opted in, and is not beside itself.
-        let beside = index.bystanders_of(workload).into_iter().filter(|other| other != key);
+        let beside = index
+            .bystanders_of(workload)
+            .into_iter()
+            .filter(|other| other != key);
         bystanders.extend(beside.map(|other| other.name));
         hpas = index
             .hpas_of(&key.namespace, &workload.workload)
