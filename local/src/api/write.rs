@@ -1,7 +1,7 @@
 //! Create, update and patch: from the stored object to the next one.
 //!
-//! `decode → structure → metadata → defaults → validate → managed fields → commit`. Here the verbs, in [`insert`] what
-//! becomes of an object that was not there, in [`commit`] of one that was, in [`effects`] what follows. A commit fails
+//! `decode → structure → metadata → defaults → validate → managed fields → commit`. Here the verbs, in [`mod@insert`] what
+//! becomes of an object that was not there, in [`mod@commit`] of one that was, in [`effects`] what follows. A commit fails
 //! if anyone wrote in between; a patch that named no resourceVersion is then tried again on the new object, as in
 //! Kubernetes.
 
