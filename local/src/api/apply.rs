@@ -204,6 +204,8 @@ pub(crate) fn track(
     let before = live.map(without_entries).unwrap_or_else(|| json!({}));
     let after = without_entries(next);
     let comparison = typed::compare(&resource.schema, &before, &after);
+    let scaled = manager.subresource == "scale" && manager.operation == Operation::Update;
+    let untold = scaled && !scale_is_told(&all, next);
     let clean = |set: &FieldSet| strip(resource, &manager.subresource, set.clone());
     let (changed, removed) = (clean(&comparison.changed()), clean(&comparison.removed));
     for entry in all.iter_mut().filter(|entry| !entry.is_of(manager)) {
@@ -221,12 +223,26 @@ pub(crate) fn track(
             .difference(&removed)
             .union(&changed),
     };
+    if untold {
+        set = FieldSet::default();
+    }
     if manager.operation == Operation::Apply && manager.subresource == "scale" {
         set.insert(&[Step::Field("spec".to_owned()), Step::Field("replicas".to_owned())]);
     }
     own(&mut all, manager, set, had.as_ref());
     finish(&mut all);
     set_entries(next, encode(&all));
+}
+
+/// Whether Kubernetes notes who writes `/scale`. It tracks the fields of the Scale and not of the object: 0 replicas are
+/// left out of it and so are nobody's, and a Scale of which nobody owns a field is not tracked at all.
+fn scale_is_told(all: &[Entry], next: &Value) -> bool {
+    let step = |name: &str| Step::Field(name.to_owned());
+    let owns = |entry: &Entry| {
+        let spec = entry.set.child(&step("spec"));
+        spec.is_some_and(|spec| spec.child(&step("replicas")).is_some())
+    };
+    next["spec"]["replicas"].as_i64().unwrap_or(0) > 0 && all.iter().any(owns)
 }
 
 /// Gives `manager` exactly `set`.

@@ -21,6 +21,7 @@ table!("apply":
     apply_of_an_equal_value_shares_it,
     apply_merges_containers_by_name,
     apply_keeps_a_scaled_deployment_when_it_gave_up_replicas,
+    replicas_scaled_to_zero_are_nobodys_and_stay_so,
     apply_of_a_service_selector_is_atomic,
     apply_of_an_undeclared_field_is_refused,
     update_owns_what_it_changed,
@@ -212,6 +213,32 @@ async fn apply_keeps_a_scaled_deployment_when_it_gave_up_replicas(
     ensure!(next.spec.and_then(|spec| spec.replicas) == Some(1));
     api.patch_scale("a", &scale, &Patch::Merge(json!({ "spec": { "replicas": 0 } })))
         .await?;
+    Ok(())
+}
+
+async fn replicas_scaled_to_zero_are_nobodys_and_stay_so(client: Client, ns: String) -> anyhow::Result<()> {
+    let api: Api<Deployment> = Api::namespaced(client, &ns);
+    api.patch("z", &by("one"), &Patch::Apply(deployment_json("z")))
+        .await?;
+    let scale = PatchParams {
+        field_manager: Some("scaler".into()),
+        ..PatchParams::default()
+    };
+    for replicas in [0, 1] {
+        let to = json!({ "spec": { "replicas": replicas } });
+        api.patch_scale("z", &scale, &Patch::Merge(to)).await?;
+        let now = api.get("z").await?;
+        let owners: Vec<_> = ["one", "scaler"]
+            .into_iter()
+            .filter(|name| {
+                owned_by(&now, name).is_some_and(|fields| !fields["f:spec"]["f:replicas"].is_null())
+            })
+            .collect();
+        ensure!(owners.is_empty(), "{replicas} are of {owners:?}");
+    }
+    let mut other = deployment_json("z");
+    other["spec"]["replicas"] = json!(0);
+    api.patch("z", &by("other"), &Patch::Apply(other)).await?;
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use crds::route::{Phase, Route};
 use dormouse_tests::e2e::{self, App, Cluster, Control, Load, System};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::ResourceExt;
 
 /// Capture and release wait out several settle times each.
@@ -22,10 +22,19 @@ fn a_live_service_is_captured_and_given_back_as_it_was_without_a_failed_request(
         let slices = cluster.api::<EndpointSlice>();
         e2e::wait_for(slices, "web has endpoints", e2e::SOON, |slices| {
             // One slice for each port set, and here every pod has a port of its own.
-            let endpoints: usize = slices.values().map(|slice| slice.endpoints.len()).sum();
-            (endpoints == 2).then_some(())
+            let endpoints = slices.values().flat_map(|slice| &slice.endpoints);
+            let ready = |endpoint: &&Endpoint| {
+                let conditions = endpoint.conditions.as_ref();
+                conditions.and_then(|conditions| conditions.ready) == Some(true)
+            };
+            (endpoints.filter(ready).count() == 2).then_some(())
         })
         .await?;
+        // What the slices say takes a moment to reach whoever routes by them.
+        for url in cluster.urls("web").await? {
+            let answers = async || e2e::answer(&url, Duration::from_secs(1)).await.ok();
+            e2e::eventually("web answers", e2e::SOON, answers).await?;
+        }
         let before = state(cluster).await?;
         let mut control = Control::prepare(cluster, 2).await?;
         let steady = |urls: &[String]| e2e::steady_over(urls, 100.0);
