@@ -218,8 +218,9 @@ async fn apply_keeps_a_scaled_deployment_when_it_gave_up_replicas(
 
 async fn replicas_scaled_to_zero_are_nobodys_and_stay_so(client: Client, ns: String) -> anyhow::Result<()> {
     let api: Api<Deployment> = Api::namespaced(client, &ns);
-    api.patch("z", &by("one"), &Patch::Apply(deployment_json("z")))
-        .await?;
+    let mut two = deployment_json("z");
+    two["spec"]["replicas"] = json!(2);
+    api.patch("z", &by("one"), &Patch::Apply(two)).await?;
     let scale = PatchParams {
         field_manager: Some("scaler".into()),
         ..PatchParams::default()
@@ -236,9 +237,9 @@ async fn replicas_scaled_to_zero_are_nobodys_and_stay_so(client: Client, ns: Str
             .collect();
         ensure!(owners.is_empty(), "{replicas} are of {owners:?}");
     }
-    let mut other = deployment_json("z");
-    other["spec"]["replicas"] = json!(0);
-    api.patch("z", &by("other"), &Patch::Apply(other)).await?;
+    let mut none = deployment_json("z");
+    none["spec"]["replicas"] = json!(0);
+    api.patch("z", &by("other"), &Patch::Apply(none)).await?;
     Ok(())
 }
 
