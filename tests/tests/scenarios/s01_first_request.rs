@@ -25,7 +25,7 @@ fn a_sleeping_example_answers_one_request_and_every_phase_has_its_reason() {
             }
         }
         let name = name.context("examples/hello has a Service")?;
-        cluster.annotate(&name, &[("keep-alive", Some("2s"))]).await?;
+        cluster.annotate(&name, &[("keep-alive", Some("6s"))]).await?;
         fell_asleep(cluster, &name, Duration::from_secs(120)).await?;
 
         let seen = watch_phases(cluster, &name).await?;
