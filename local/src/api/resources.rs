@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use serde_json::Value;
 
 pub(crate) use self::built_in::definitions;
-pub(crate) use self::custom::from_crd;
+pub(crate) use self::custom::{from_crd, names_of_crd};
 use super::schema::{Loader, Schema};
 
 /// One resource in one version.

@@ -7,6 +7,12 @@ use serde_json::Value;
 use super::{Resource, ScalePaths, group_version, metadata_schema};
 use crate::api::schema::{self, Schema, Type};
 
+/// The group and the plural name of the kind that a CustomResourceDefinition brings.
+pub(crate) fn names_of_crd(crd: &Value) -> (&str, &str) {
+    let text = |pointer: &str| crd.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    (text("/spec/group"), text("/spec/names/plural"))
+}
+
 /// The resources that a CustomResourceDefinition serves, one for each served version.
 pub(crate) fn from_crd(crd: &Value) -> Vec<Resource> {
     let text = |pointer: &str| {
@@ -23,11 +29,8 @@ pub(crate) fn from_crd(crd: &Value) -> Vec<Resource> {
             .flatten();
         all.filter_map(|it| it.as_str().map(str::to_owned)).collect()
     };
-    let (group, kind, plural) = (
-        text("/spec/group"),
-        text("/spec/names/kind"),
-        text("/spec/names/plural"),
-    );
+    let (group, plural) = names_of_crd(crd);
+    let kind = text("/spec/names/kind");
     let versions = crd
         .pointer("/spec/versions")
         .and_then(Value::as_array)
@@ -67,7 +70,7 @@ pub(crate) fn from_crd(crd: &Value) -> Vec<Resource> {
             raw_schema: version.pointer("/schema/openAPIV3Schema").cloned().map(Arc::new),
             schema: Arc::new(custom_schema(version.pointer("/schema/openAPIV3Schema"))),
             storage: format!("{group}/{plural}").into(),
-            storage_version: group_version(&group, &stored),
+            storage_version: group_version(group, &stored),
             custom: true,
             columns: version["additionalPrinterColumns"]
                 .as_array()
@@ -79,9 +82,9 @@ pub(crate) fn from_crd(crd: &Value) -> Vec<Resource> {
                 .flatten()
                 .filter_map(|it| Some(it["jsonPath"].as_str()?.trim_start_matches('.').to_owned()))
                 .collect(),
-            group: group.clone(),
+            group: group.to_owned(),
             kind: kind.clone(),
-            plural: plural.clone(),
+            plural: plural.to_owned(),
         })
         .collect()
 }

@@ -9,7 +9,7 @@ use crate::api::request::Request;
 use crate::api::resources::Resource;
 use crate::api::status::{ApiError, Cause};
 use crate::api::store::{Refused, Stored};
-use crate::api::{Api, apply, convert, defaults, read, validate};
+use crate::api::{apply, convert, defaults, read, validate};
 
 /// Writes `next` (as stored) in place of `live`.
 pub(crate) fn commit(
@@ -18,19 +18,10 @@ pub(crate) fn commit(
     next: Value,
     intent: &Intent,
 ) -> Result<Written, Failed> {
-    let stored_as = convert::storage_resource(request.api, &request.resource);
-    let manager = intent.manager_of(&stored_as);
-    replace(
-        request.api,
-        &stored_as,
-        &request.subresource,
-        live,
-        next,
-        intent.dry_run,
-        |next| {
-            apply::track(&stored_as, Some(&live.value), next, &manager, None);
-        },
-    )
+    replace(request, live, next, intent, |stored_as, next| {
+        let manager = intent.manager_of(stored_as);
+        apply::track(stored_as, Some(&live.value), next, &manager, None);
+    })
 }
 
 /// Writes the outcome of a server-side apply, whose managed fields are known already.
@@ -41,29 +32,20 @@ pub(super) fn commit_applied(
     fields: Vec<Value>,
     intent: &Intent,
 ) -> Result<Written, Failed> {
-    let stored_as = convert::storage_resource(request.api, &request.resource);
-    replace(
-        request.api,
-        &stored_as,
-        &request.subresource,
-        live,
-        next,
-        intent.dry_run,
-        |next| {
-            apply::set_entries(next, fields);
-        },
-    )
+    replace(request, live, next, intent, |_, next| {
+        apply::set_entries(next, fields);
+    })
 }
 
 fn replace(
-    api: &Api,
-    resource: &Arc<Resource>,
-    subresource: &str,
+    request: &Request<'_>,
     live: &Arc<Stored>,
     mut next: Value,
-    dry_run: bool,
-    track: impl FnOnce(&mut Value),
+    intent: &Intent,
+    track: impl FnOnce(&Resource, &mut Value),
 ) -> Result<Written, Failed> {
+    let (api, subresource, dry_run) = (request.api, &request.subresource, intent.dry_run);
+    let resource = &convert::storage_resource(api, &request.resource);
     let key = read::key_of(&live.value);
     keep_metadata(resource, &live.value, &mut next)?;
     keep_other_half(resource, subresource, &live.value, &mut next);
@@ -79,7 +61,7 @@ fn replace(
             next["metadata"]["generation"] = json!(generation);
         }
         validate::update(resource, &live.value, &next, subresource)?;
-        track(&mut next);
+        track(resource, &mut next);
         next["metadata"]["resourceVersion"] = live.value["metadata"]["resourceVersion"].clone();
         if next == live.value {
             return Ok(Written::Same(Arc::clone(live)));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::api::resources::{Resource, from_crd};
+use crate::api::resources::{Resource, from_crd, names_of_crd};
 use crate::api::{Api, defaults, names, read};
 
 impl Api {
@@ -13,24 +13,20 @@ impl Api {
         if !resource.is("apiextensions.k8s.io", "CustomResourceDefinition") {
             return;
         }
-        let plural = value
-            .pointer("/spec/names/plural")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let group = value
-            .pointer("/spec/group")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        {
-            let mut registry = self.0.registry.write();
-            let mut next = (**registry).clone();
-            next.remove(group, plural);
-            for resource in from_crd(value) {
-                next.insert(resource);
-            }
-            *registry = Arc::new(next);
-        }
+        self.serve(value, from_crd(value));
         self.establish(resource, value);
+    }
+
+    /// Serves `resources`, and nothing else, as the kind that a definition names.
+    fn serve(&self, definition: &Value, resources: Vec<Resource>) {
+        let (group, plural) = names_of_crd(definition);
+        let mut registry = self.0.registry.write();
+        let mut next = (**registry).clone();
+        next.remove(group, plural);
+        for resource in resources {
+            next.insert(resource);
+        }
+        *registry = Arc::new(next);
     }
 
     /// Says that the custom resource is served from now on.
@@ -51,23 +47,13 @@ impl Api {
     pub(crate) fn deleted(&self, resource: &Resource, value: &Value) {
         self.0.addresses.lock().free(resource, value);
         if resource.is("apiextensions.k8s.io", "CustomResourceDefinition") {
-            let plural = value
-                .pointer("/spec/names/plural")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
-            let group = value
-                .pointer("/spec/group")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
+            let (group, plural) = names_of_crd(value);
             let storage: Arc<str> = format!("{group}/{plural}").into();
             for object in self.0.store.list(&storage, None).0 {
                 let key = read::key_of(&object.value);
                 drop(self.0.store.delete(&storage, &key, &object, object.value.clone()));
             }
-            let mut registry = self.0.registry.write();
-            let mut next = (**registry).clone();
-            next.remove(group, plural);
-            *registry = Arc::new(next);
+            self.serve(value, Vec::new());
         }
     }
 
