@@ -37,7 +37,7 @@ pub(crate) struct Autoscaler {
 /// When the cluster's configuration or a flag makes no sense, or the process cannot go on.
 pub(crate) async fn activator(args: Activator, set_log: SetLog) -> Result<(), Failure> {
     let signals = Signals::install()?;
-    if let Some(limit) = raise_open_files().filter(|limit| *limit < OPEN_FILES) {
+    if let Some(limit) = local::raise_open_files().filter(|limit| *limit < OPEN_FILES) {
         tracing::warn!(
             limit,
             "few files may be open: a Service port needs one, a request in flight two"
@@ -51,21 +51,6 @@ pub(crate) async fn activator(args: Activator, set_log: SetLog) -> Result<(), Fa
 
 /// Fewer open files than this are worth a warning: a thousand Services and some thousand connections.
 const OPEN_FILES: u64 = 10_000;
-
-/// Raises the limit of open files as far as it goes, and returns it; `None`: there is none. Many container runtimes begin
-/// with 1024 for the sake of programs that use `select`, and let others ask for more.
-fn raise_open_files() -> Option<u64> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let before = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: before.maximum,
-        maximum: before.maximum,
-    };
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => before.maximum,
-        Err(_) => before.current,
-    }
-}
 
 /// # Errors
 /// When the cluster's configuration makes no sense, or the process cannot go on.
@@ -148,22 +133,4 @@ fn random_token() -> anyhow::Result<String> {
 
 fn process<E: std::error::Error + Send + Sync + 'static>(error: E) -> Failure {
     Failure::Process(error.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn as_many_files_may_be_open_as_the_system_allows() {
-        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-        let before = getrlimit(Resource::Nofile);
-        let few = Rlimit {
-            current: Some(512),
-            ..before
-        };
-        setrlimit(Resource::Nofile, few).expect("less is always allowed");
-        assert_eq!(raise_open_files(), before.maximum);
-        assert_eq!(getrlimit(Resource::Nofile).current, before.maximum);
-    }
 }

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`api`] | the Kubernetes API in memory |
 //! | `config`, `system` | the flags; Dormouse itself on the cluster |
+//! | `files` | how many files a process may have open |
 //! | `manifests`, `kubeconfig` | files in; the way in for `kubectl` |
 //! | `informer`, `queue`, `cluster` | how controllers see and are called |
 //! | `controllers` | Deployment, ReplicaSet, StatefulSet, EndpointSlice, Namespace, garbage collection |
@@ -23,6 +24,7 @@ pub mod api;
 mod cluster;
 mod config;
 mod controllers;
+mod files;
 mod informer;
 mod kubeconfig;
 mod manifests;
@@ -34,6 +36,7 @@ mod system;
 
 pub use cluster::{FOLDER_ANNOTATION, NODE, PORT_ANNOTATION, PORTS_ANNOTATION};
 pub use config::{Args, PublishArg, SystemMode};
+pub use files::raise_open_files;
 pub use pods::pod_main;
 pub use run::{Options, Running, run, start};
 pub use system::{Part, System};

@@ -19,7 +19,8 @@ impl Limit {
     /// Half of the file descriptors that this process may have beyond what it needs itself: a connection takes two.
     pub(crate) fn new() -> Self {
         const OURS: u64 = 4096;
-        let most = raise_descriptors();
+        // No limit at all is more than enough.
+        let most = crate::raise_open_files().unwrap_or(u64::MAX);
         let connections = usize::try_from(most.saturating_sub(OURS) / 2).unwrap_or(usize::MAX);
         // Fewer than this would be noticed; more than this no machine of a developer serves.
         Self(Arc::new(Semaphore::new(connections.clamp(256, 100_000))))
@@ -29,20 +30,6 @@ impl Limit {
     pub(crate) async fn one(&self) -> Option<OwnedSemaphorePermit> {
         // Never closed.
         Arc::clone(&self.0).acquire_owned().await.ok()
-    }
-}
-
-/// Raises this process's limit of open files as far as allowed; the limit. A thousand Services need as many listeners.
-fn raise_descriptors() -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let now = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: now.maximum,
-        maximum: now.maximum,
-    };
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => now.maximum.unwrap_or(1 << 20),
-        Err(_) => now.current.unwrap_or(1024),
     }
 }
 
