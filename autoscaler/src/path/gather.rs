@@ -110,7 +110,7 @@ impl<A: Activators> Capture<A> {
             pool: workload.workload.name.clone(),
         });
         let mut seen = Seen {
-            facts: empty(),
+            facts: Facts::untouched(),
             wanted,
             refusal,
             findings,
@@ -396,30 +396,6 @@ fn listing(unit: &mut Unit, seen: &mut Seen, route: &Route, live: Vec<Live>, now
         return Vec::new();
     }
     listing
-}
-
-/// Facts of nothing.
-fn empty() -> Facts {
-    Facts {
-        wanted: Wanted::Captured,
-        service: true,
-        private_services: false,
-        any_private_service: false,
-        route: RouteFact::Missing,
-        original_recorded: false,
-        any_original: false,
-        original: 1,
-        complete: true,
-        live: std::collections::BTreeSet::new(),
-        listening: std::collections::BTreeSet::new(),
-        slice: SliceFact::None,
-        builtin_ready: 0,
-        key: false,
-        selector_manager: None,
-        probed: None,
-        pods_ready: 0,
-        in_flight: 0,
-    }
 }
 
 /// A sentence as a clause.

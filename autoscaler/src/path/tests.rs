@@ -7,27 +7,15 @@ use crds::condition::{self, reason};
 use crds::route::{Phase, Protocol};
 use serde_json::json;
 
-use world::{World, key};
-
-const OPTED: &str = "dormouse.dev/scale-to-zero";
+use world::{OPTED, World, key};
 
 #[tokio::test(start_paused = true)]
 async fn a_service_is_captured_and_given_back_in_order_and_is_never_without_endpoints() {
     let world = World::start().await;
-    world.deploy("web", 2).await;
-    world.service("web", json!({ OPTED: "true" })).await;
-    let entry = world.until("web", |entry| entry.may_sleep.is_ok()).await;
+    let entry = world.captured("web", 2).await;
     assert!(condition::is_true(&entry.conditions, condition::CAPTURED));
     assert_eq!((entry.phase, entry.at_least.clone()), (None, None));
-    let web = world.read_service("web").await;
-    assert_eq!(
-        web.spec
-            .as_ref()
-            .and_then(|spec| spec.selector.clone())
-            .unwrap_or_default()
-            .len(),
-        2
-    );
+    assert_eq!(world.selector_keys("web").await, 2);
     assert!(
         world.managers_of_selector("web").await.is_empty(),
         "nobody is in the way of a later apply"
@@ -47,16 +35,7 @@ async fn a_service_is_captured_and_given_back_in_order_and_is_never_without_endp
 
     world.annotate("web", json!({ OPTED: null })).await;
     world.until_gone("web").await;
-    assert_eq!(
-        world
-            .read_service("web")
-            .await
-            .spec
-            .and_then(|spec| spec.selector)
-            .unwrap_or_default()
-            .len(),
-        1
-    );
+    assert_eq!(world.selector_keys("web").await, 1);
     assert_eq!(world.original("web").await, None);
     assert_eq!(world.replicas("web").await, 2);
     assert!(world.slice("web-dm-activators-ipv4").await.is_none());
@@ -85,22 +64,13 @@ async fn a_service_is_captured_and_given_back_in_order_and_is_never_without_endp
 #[tokio::test(start_paused = true)]
 async fn a_sleeping_service_is_woken_before_it_is_given_back() {
     let world = World::start().await;
-    world.deploy("web", 2).await;
-    world.service("web", json!({ OPTED: "true" })).await;
-    world.until("web", |entry| entry.may_sleep.is_ok()).await;
+    world.captured("web", 2).await;
     world.scale("web", 0).await;
     world.annotate("web", json!({ OPTED: "false" })).await;
     let entry = world.until("web", |entry| entry.at_least.is_some()).await;
     assert_eq!(entry.at_least.as_ref().map(|(replicas, _)| *replicas), Some(2));
     world.rest(5).await;
-    assert!(
-        world
-            .read_service("web")
-            .await
-            .spec
-            .and_then(|spec| spec.selector)
-            .is_some_and(|all| all.len() == 2)
-    );
+    assert_eq!(world.selector_keys("web").await, 2);
     // The scale side does what the entry says.
     world.scale("web", 2).await;
     world.until_gone("web").await;
@@ -110,9 +80,7 @@ async fn a_sleeping_service_is_woken_before_it_is_given_back() {
 #[tokio::test(start_paused = true)]
 async fn another_managers_apply_never_conflicts_and_the_key_it_takes_comes_back() {
     let world = World::start().await;
-    world.deploy("web", 1).await;
-    world.service("web", json!({ OPTED: "true" })).await;
-    world.until("web", |entry| entry.may_sleep.is_ok()).await;
+    world.captured("web", 1).await;
     for round in 1..=3 {
         world
             .apply_as("flux", "web", json!({ OPTED: "true" }))
@@ -154,9 +122,7 @@ async fn a_refused_service_has_a_route_without_ports_and_is_captured_once_it_can
 #[tokio::test(start_paused = true)]
 async fn a_refusal_that_appears_while_captured_releases_in_order() {
     let world = World::start().await;
-    world.deploy("web", 1).await;
-    world.service("web", json!({ OPTED: "true" })).await;
-    world.until("web", |entry| entry.may_sleep.is_ok()).await;
+    world.captured("web", 1).await;
     world.keda("web").await;
     let entry = world
         .until("web", |entry| entry.phase == Some(Phase::Refused))
@@ -164,16 +130,7 @@ async fn a_refusal_that_appears_while_captured_releases_in_order() {
     let captured = condition::find(&entry.conditions, condition::CAPTURED).expect("it is said");
     assert_eq!(captured.reason, reason::SCALED_OBJECT);
     world.route_when("web", |route| route.spec.ports.is_empty()).await;
-    assert_eq!(
-        world
-            .read_service("web")
-            .await
-            .spec
-            .and_then(|spec| spec.selector)
-            .unwrap_or_default()
-            .len(),
-        1
-    );
+    assert_eq!(world.selector_keys("web").await, 1);
     order::check(
         &world.writes(),
         &[
@@ -190,9 +147,7 @@ async fn a_refusal_that_appears_while_captured_releases_in_order() {
 #[tokio::test(start_paused = true)]
 async fn without_activators_the_pods_are_published_and_they_go_when_activators_are_back() {
     let world = World::start().await;
-    world.deploy("web", 2).await;
-    world.service("web", json!({ OPTED: "true" })).await;
-    world.until("web", |entry| entry.may_sleep.is_ok()).await;
+    world.captured("web", 2).await;
     world.rest(10).await;
     let gone = tokio::time::Instant::now();
     world.fleet.set_live(0);
@@ -314,9 +269,7 @@ async fn services_of_equal_configuration_share_a_pool_and_leave_it_one_by_one() 
 #[tokio::test(start_paused = true)]
 async fn a_port_that_is_added_or_renumbered_changes_the_route_in_place() {
     let world = World::start().await;
-    world.deploy("web", 1).await;
-    world.service("web", json!({ OPTED: "true" })).await;
-    world.until("web", |entry| entry.may_sleep.is_ok()).await;
+    world.captured("web", 1).await;
     let before = world.route_when("web", |_| true).await.spec.ports[0].clone();
     world
         .set_ports(

@@ -98,6 +98,33 @@ pub struct Facts {
     pub in_flight: u32,
 }
 
+impl Facts {
+    /// A Service that is opted in and has nothing of ours yet, nor pods, nor anybody who would serve it.
+    #[must_use]
+    pub fn untouched() -> Self {
+        Self {
+            wanted: Wanted::Captured,
+            service: true,
+            private_services: false,
+            any_private_service: false,
+            route: RouteFact::Missing,
+            original_recorded: false,
+            any_original: false,
+            original: 1,
+            complete: true,
+            live: BTreeSet::new(),
+            listening: BTreeSet::new(),
+            slice: SliceFact::None,
+            builtin_ready: 0,
+            key: false,
+            selector_manager: None,
+            probed: None,
+            pods_ready: 0,
+            in_flight: 0,
+        }
+    }
+}
+
 /// What to do. Every action may be done again without harm, and all of one step may be done in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {

@@ -20,24 +20,10 @@ fn listed(activators: &[&str]) -> SliceFact {
 /// Opted in, nothing of ours there yet, one pod, one activator that does not listen yet.
 fn fresh() -> Facts {
     Facts {
-        wanted: Wanted::Captured,
-        service: true,
-        private_services: false,
-        any_private_service: false,
-        route: RouteFact::Missing,
-        original_recorded: false,
-        any_original: false,
-        original: 1,
-        complete: true,
         live: names(&["a"]),
-        listening: BTreeSet::new(),
-        slice: SliceFact::None,
         builtin_ready: 1,
-        key: false,
-        selector_manager: None,
-        probed: None,
         pods_ready: 1,
-        in_flight: 0,
+        ..Facts::untouched()
     }
 }
 

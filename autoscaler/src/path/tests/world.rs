@@ -30,6 +30,8 @@ use crate::watch::{Index, Scope};
 
 /// How often the built-in controllers look.
 const TICK: Duration = Duration::from_millis(50);
+/// The annotation by which a Service is opted in.
+pub(super) const OPTED: &str = "dormouse.dev/scale-to-zero";
 /// The settle time of the tests.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -278,6 +280,13 @@ impl World {
             .expect("a Service");
     }
 
+    /// A Deployment with so many replicas and its Service, opted in, once it is captured.
+    pub(super) async fn captured(&self, name: &str, replicas: u32) -> Arc<Entry> {
+        self.deploy(name, replicas).await;
+        self.service(name, json!({ OPTED: "true" })).await;
+        self.until(name, |entry| entry.may_sleep.is_ok()).await
+    }
+
     pub(super) async fn apply_as(
         &self,
         manager: &str,
@@ -336,6 +345,14 @@ impl World {
 
     pub(super) async fn read_service(&self, name: &str) -> Service {
         self.services().get(name).await.expect("the Service")
+    }
+
+    pub(super) async fn selector_keys(&self, name: &str) -> usize {
+        let service = self.read_service(name).await;
+        service
+            .spec
+            .and_then(|spec| spec.selector)
+            .map_or(0, |all| all.len())
     }
 
     async fn deployment(&self, name: &str) -> Deployment {
