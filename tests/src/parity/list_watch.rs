@@ -249,15 +249,16 @@ async fn list_newer_than_now_is_refused(client: Client, ns: String) -> anyhow::R
     Ok(())
 }
 
+/// The version as of which a list is.
+async fn version_now(api: &Api<ConfigMap>) -> anyhow::Result<String> {
+    let list = api.list(&ListParams::default()).await?;
+    list.metadata.resource_version.context("no version")
+}
+
 async fn watch_tells_of_changes_after_a_version(client: Client, ns: String) -> anyhow::Result<()> {
     let api = maps(&client, &ns);
     make(&api, &[("before", "w")]).await?;
-    let version = api
-        .list(&ListParams::default())
-        .await?
-        .metadata
-        .resource_version
-        .context("no version")?;
+    let version = version_now(&api).await?;
     let mut stream = pin!(api.watch(&WatchParams::default().labels("l=w"), &version).await?);
     make(&api, &[("a", "w")]).await?;
     let patch = Patch::Merge(json!({ "data": { "k": "v" } }));
@@ -305,12 +306,7 @@ async fn watch_from_nothing_starts_with_what_is_there(client: Client, ns: String
 async fn watch_with_labels_tells_of_coming_and_going(client: Client, ns: String) -> anyhow::Result<()> {
     let api = maps(&client, &ns);
     make(&api, &[("a", "out")]).await?;
-    let version = api
-        .list(&ListParams::default())
-        .await?
-        .metadata
-        .resource_version
-        .context("no version")?;
+    let version = version_now(&api).await?;
     let mut stream = pin!(
         api.watch(&WatchParams::default().labels("l=in"), &version)
             .await?
@@ -333,12 +329,7 @@ async fn watch_with_labels_tells_of_coming_and_going(client: Client, ns: String)
 
 async fn watch_of_one_name(client: Client, ns: String) -> anyhow::Result<()> {
     let api = maps(&client, &ns);
-    let version = api
-        .list(&ListParams::default())
-        .await?
-        .metadata
-        .resource_version
-        .context("no version")?;
+    let version = version_now(&api).await?;
     let mut stream = pin!(
         api.watch(&WatchParams::default().fields("metadata.name=b"), &version)
             .await?
