@@ -64,7 +64,7 @@ impl Pool {
         }
     }
 
-    /// The pod's task gives up for now; the next held request starts another.
+    /// The pod's task ends; the next held request starts another.
     pub(crate) fn rest(&self, address: IpAddr, endpoint: &Arc<Endpoint>) {
         let mut state = self.state.lock();
         if let Some(pod) = state
