@@ -62,6 +62,24 @@ async fn a_service_is_captured_and_given_back_in_order_and_is_never_without_endp
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_annotation_that_changes_while_a_service_is_being_captured_holds_nothing_up() {
+    let world = World::start().await;
+    world.deploy("web", 1).await;
+    world.service("web", json!({ OPTED: "true" })).await;
+    world
+        .until("web", |entry| {
+            let captured = condition::find(&entry.conditions, condition::CAPTURED);
+            captured.is_some_and(|captured| captured.message.contains("waiting until every node"))
+        })
+        .await;
+    // Kept on the Route, but no part of its spec: its generation stays.
+    world
+        .annotate("web", json!({ "dormouse.dev/keep-alive": "7m" }))
+        .await;
+    world.until("web", |entry| entry.may_sleep.is_ok()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sleeping_service_is_woken_before_it_is_given_back() {
     let world = World::start().await;
     world.captured("web", 2).await;
@@ -98,6 +116,18 @@ async fn another_managers_apply_never_conflicts_and_the_key_it_takes_comes_back(
     world.rest(601).await;
     let entry = world.entry("web").expect("it is captured");
     assert!(condition::find(&entry.conditions, condition::SELECTOR_CONFLICT).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicas_that_we_have_changed_are_nobodys_and_in_nobodys_way() {
+    let world = World::start().await;
+    world.captured("web", 1).await;
+    world.scale("web", 3).await;
+    world.rest(2).await;
+    assert_eq!(world.replicas("web").await, 3);
+    assert!(world.managers_of_replicas("web").await.is_empty());
+    let disowned = "disown replicas of web".to_owned();
+    assert!(world.writes().contains(&disowned), "{:?}", world.writes());
 }
 
 #[tokio::test(start_paused = true)]

@@ -301,17 +301,10 @@ impl Tables {
         if old.as_deref() == route.as_ref() {
             return;
         }
-        let shape = |route: Option<&Route>| {
-            route.map(|route| {
-                let metadata = &route.metadata;
-                (
-                    metadata.uid.clone(),
-                    metadata.generation,
-                    metadata.deletion_timestamp.is_some(),
-                )
-            })
+        let capture_cares = match (old.as_deref(), route.as_ref()) {
+            (Some(old), Some(new)) => !is_same_but_for_status(old, new),
+            _ => true,
         };
-        let capture_cares = shape(old.as_deref()) != shape(route.as_ref());
         marks.routes.insert(key.clone());
         if capture_cares {
             marks.services.insert(key.clone());
@@ -388,6 +381,20 @@ impl Tables {
             _ => self.mark_service(&of_service(slice), marks),
         }
     }
+}
+
+/// Whether all that capture reads of a Route is the same: its own writes are the only other cause of a look, so what is not
+/// compared here is never looked at.
+fn is_same_but_for_status(old: &Route, new: &Route) -> bool {
+    let (one, other) = (&old.metadata, &new.metadata);
+    (&one.uid, one.generation, &one.annotations, &one.owner_references)
+        == (
+            &other.uid,
+            other.generation,
+            &other.annotations,
+            &other.owner_references,
+        )
+        && one.deletion_timestamp.is_some() == other.deletion_timestamp.is_some()
 }
 
 /// The pool that is a workload's: it has its name.
