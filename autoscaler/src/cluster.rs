@@ -21,6 +21,7 @@ use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::core::request::Error as RequestError;
 use kube::{Api, Client, Resource};
@@ -130,6 +131,37 @@ impl Cluster {
         self.patch::<Scale>("scale", &path, SCALE_MANAGER, MERGE, &body)
             .await
             .map(drop)
+    }
+
+    /// Gives up owning the replicas of a workload, where we do: nobody's later apply may fail because of us.
+    pub(crate) async fn disown_replicas(&self, namespace: &str, workload: &Workload) -> Result<(), Error> {
+        let one = ListParams::default().fields(&format!("metadata.name={}", workload.name));
+        // Listing is granted for the watch; so is no `get`.
+        let found = match workload.kind {
+            WorkloadKind::Deployment => self.metadata::<Deployment>(namespace, &one).await,
+            WorkloadKind::StatefulSet => self.metadata::<StatefulSet>(namespace, &one).await,
+        };
+        let Some(body) = found?
+            .and_then(|metadata| ownership::disown(&metadata, Some(SCALE_MANAGER), ownership::REPLICAS))
+        else {
+            return Ok(());
+        };
+        let path = self.path_of(namespace, workload, "");
+        self.patch::<Value>("replicas_disown", &path, AUTOSCALER_MANAGER, JSON, &body)
+            .await
+            .map(drop)
+    }
+
+    async fn metadata<K>(&self, namespace: &str, one: &ListParams) -> Result<Option<ObjectMeta>, Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        let api = Api::<K>::namespaced(self.client.clone(), namespace);
+        let found = self.count("workload_read", api.list_metadata(one)).await?;
+        Ok(found.items.into_iter().next().map(|object| object.metadata))
     }
 
     /// Notes on a workload how many replicas it had before capture, or removes the note.
@@ -258,19 +290,25 @@ impl Cluster {
         let changed = self
             .patch::<Service>(what, &path, AUTOSCALER_MANAGER, JSON, body)
             .await?;
-        self.disown(&changed).await
+        self.disown(&changed, Some(AUTOSCALER_MANAGER)).await
     }
 
-    /// Gives up owning `spec.selector` of a Service, where we do: nobody's later apply may fail because of us.
-    pub(crate) async fn disown_selector(&self, namespace: &str, name: &str) -> Result<(), Error> {
+    /// Takes `spec.selector` of a Service out of what `manager` (`None`: anybody) owns: nobody's later apply may fail because
+    /// of us.
+    pub(crate) async fn disown_selector(
+        &self,
+        namespace: &str,
+        name: &str,
+        manager: Option<&str>,
+    ) -> Result<(), Error> {
         let api = Api::<Service>::namespaced(self.client.clone(), namespace);
         let service = self.count("service_read", api.get(name)).await?;
-        self.disown(&service).await
+        self.disown(&service, manager).await
     }
 
-    async fn disown(&self, service: &Service) -> Result<(), Error> {
+    async fn disown(&self, service: &Service, manager: Option<&str>) -> Result<(), Error> {
         let what = "selector_disown";
-        let Some(body) = ownership::disown(&service.metadata) else {
+        let Some(body) = ownership::disown(&service.metadata, manager, ownership::SELECTOR) else {
             return Ok(());
         };
         let namespace = service.metadata.namespace.as_deref().unwrap_or_default();

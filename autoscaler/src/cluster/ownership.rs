@@ -1,23 +1,28 @@
-//! Giving up ownership of a field: the edit of `managedFields` after our key went into or out of a selector.
+//! Giving up ownership of a field: the edit of `managedFields` after a change of ours.
 //!
-//! `spec.selector` is an atomic map: whoever changes one key of it owns all of it, and the owner's name is in the way of
-//! every later server-side apply without force. So we change it and then take our entry away again. The edit is bound to
-//! the resourceVersion that it was made from.
+//! Whoever changes a field owns it, and the owner's name is in the way of every later server-side apply without force. So
+//! we change it and then take our entry away again: from `spec.selector` (an atomic map: one key of it is all of it) and
+//! from `spec.replicas`. The edit is bound to the resourceVersion that it was made from.
 
-use crds::names::AUTOSCALER_MANAGER;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use serde_json::{Value, json};
 
-/// The JSON patch that takes `spec.selector` out of all that we own; `None` when we do not own it.
-pub(super) fn disown(metadata: &ObjectMeta) -> Option<Value> {
+/// `spec.selector`, as field sets name it.
+pub(super) const SELECTOR: &str = "f:selector";
+/// `spec.replicas`.
+pub(super) const REPLICAS: &str = "f:replicas";
+
+/// The JSON patch that takes `field` of the spec out of all that `manager` (`None`: anybody) owns; `None` when it does not
+/// own it.
+pub(super) fn disown(metadata: &ObjectMeta, manager: Option<&str>, field: &str) -> Option<Value> {
     let old = metadata.managed_fields.as_ref()?;
     let mut new: Vec<ManagedFieldsEntry> = Vec::with_capacity(old.len());
     let mut found = false;
     for entry in old {
         let mut entry = entry.clone();
-        if entry.manager.as_deref() == Some(AUTOSCALER_MANAGER)
+        if (manager.is_none() || entry.manager.as_deref() == manager)
             && let Some(fields) = entry.fields_v1.as_mut().map(|fields| &mut fields.0)
-            && take_selector(fields)
+            && take(fields, field)
         {
             found = true;
             if fields.as_object().is_none_or(serde_json::Map::is_empty) {
@@ -41,15 +46,15 @@ pub(super) fn disown(metadata: &ObjectMeta) -> Option<Value> {
     Some(Value::Array(patch))
 }
 
-/// Takes `f:spec` / `f:selector` out of a field set, and `f:spec` when nothing else is in it. Returns whether it was there.
-fn take_selector(fields: &mut Value) -> bool {
+/// Takes `f:spec` / `field` out of a field set, and `f:spec` when nothing else is in it. Returns whether it was there.
+fn take(fields: &mut Value, field: &str) -> bool {
     let Some(all) = fields.as_object_mut() else {
         return false;
     };
     let Some(spec) = all.get_mut("f:spec").and_then(Value::as_object_mut) else {
         return false;
     };
-    let found = spec.remove("f:selector").is_some();
+    let found = spec.remove(field).is_some();
     // `.` alone says that the struct itself is owned: nothing is left of it.
     let empty = spec.keys().all(|key| key == ".");
     if found && empty {
@@ -60,6 +65,8 @@ fn take_selector(fields: &mut Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use crds::names::{AUTOSCALER_MANAGER, SCALE_MANAGER};
+
     use super::*;
 
     fn metadata(managed: Value) -> ObjectMeta {
@@ -98,7 +105,7 @@ mod tests {
                 Some(json!([entry(AUTOSCALER_MANAGER, rest)])),
             ),
         ] {
-            let patch = disown(&metadata(managed));
+            let patch = disown(&metadata(managed), Some(AUTOSCALER_MANAGER), SELECTOR);
             assert_eq!(
                 patch.as_ref().map(|patch| &patch[1]["value"]),
                 want.as_ref(),
@@ -110,6 +117,28 @@ mod tests {
                     json!({ "op": "test", "path": "/metadata/resourceVersion", "value": "7" })
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_field_is_taken_from_whom_it_is_meant_for() {
+        let all = json!([
+            entry("kubectl", json!({ "f:spec": { "f:selector": {} } })),
+            entry(SCALE_MANAGER, json!({ "f:spec": { "f:replicas": {} } })),
+        ]);
+        for (manager, field, left) in [
+            (Some(SCALE_MANAGER), REPLICAS, Some("kubectl")),
+            (Some(AUTOSCALER_MANAGER), REPLICAS, None),
+            (Some(SCALE_MANAGER), SELECTOR, None),
+            (None, SELECTOR, Some(SCALE_MANAGER)),
+        ] {
+            let patch = disown(&metadata(all.clone()), manager, field);
+            let kept = patch.as_ref().map(|patch| {
+                let entries = patch[1]["value"].as_array().expect("a list");
+                assert_eq!(entries.len(), 1, "{manager:?} {field}");
+                entries[0]["manager"].as_str().expect("a name")
+            });
+            assert_eq!(kept, left, "{manager:?} {field}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crds::names::{AUTOSCALER_MANAGER, SCALE_MANAGER};
 use crds::route::RouteSpec;
 use dormouse_core::Time;
 use dormouse_core::capture::{Action, SliceFact, Step};
@@ -27,16 +28,42 @@ impl<A: Activators> Capture<A> {
         seen: &Seen,
         step: &Step,
     ) -> Result<(), Error> {
-        if seen.service.we_own_selector {
-            // Left behind by a write that was cut short.
-            self.cluster.disown_selector(&key.namespace, &key.name).await?;
-        }
         for action in &step.actions {
             tracing::debug!(route = %key, ?action, stage = ?step.stage, "capture");
             self.perform(key, unit, seen, action).await?;
         }
         self.withdraw_pods(unit, seen).await?;
-        self.leave(key, unit, seen).await
+        self.leave(key, unit, seen).await?;
+        self.disown(key, seen).await
+    }
+
+    /// Sees to it that no field of the user's that we have changed belongs to us.
+    async fn disown(&self, key: &RouteKey, seen: &Seen) -> Result<(), Error> {
+        let service = &seen.service;
+        let whose = if service.has_key() && !service.selector_managers.is_empty() {
+            // Whoever applied through the admission policy owns a selector with our key: a second one would differ from it.
+            Some(None)
+        } else {
+            // Left behind by a write that was cut short.
+            service.we_own_selector.then_some(Some(AUTOSCALER_MANAGER))
+        };
+        if let Some(manager) = whose {
+            self.cluster
+                .disown_selector(&key.namespace, &key.name, manager)
+                .await?;
+        }
+        if let Some(workload) = &seen.workload
+            && workload
+                .replicas_managers
+                .iter()
+                .any(|name| name == SCALE_MANAGER)
+        {
+            // A change from one number to another, neither of them zero, has made them ours.
+            self.cluster
+                .disown_replicas(&key.namespace, &workload.workload)
+                .await?;
+        }
+        Ok(())
     }
 
     async fn perform(

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use crds::names::SCALE_MANAGER;
 use crds::route::Route;
 use http_body_util::{BodyExt, Full};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -318,7 +319,11 @@ impl World {
     pub(super) async fn scale(&self, name: &str, replicas: u32) {
         let body = json!({ "spec": { "replicas": replicas } });
         let api = Api::<Deployment>::default_namespaced(self.client.clone());
-        api.patch_scale(name, &PatchParams::default(), &Patch::Merge(body))
+        let ours = PatchParams {
+            field_manager: Some(SCALE_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        api.patch_scale(name, &ours, &Patch::Merge(body))
             .await
             .expect("a scale");
     }
@@ -397,19 +402,11 @@ impl World {
 
     /// Who owns `spec.selector`, of our name or another's, after capture.
     pub(super) async fn managers_of_selector(&self, name: &str) -> Vec<String> {
-        let service = self.read_service(name).await;
-        let owns = |entry: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry| {
-            entry
-                .fields_v1
-                .as_ref()
-                .is_some_and(|fields| !fields.0["f:spec"]["f:selector"].is_null())
-        };
-        service
-            .managed_fields()
-            .iter()
-            .filter(owns)
-            .filter_map(|entry| entry.manager.clone())
-            .collect()
+        managers_of(&self.read_service(name).await, "f:selector")
+    }
+
+    pub(super) async fn managers_of_replicas(&self, name: &str) -> Vec<String> {
+        managers_of(&self.deployment(name).await, "f:replicas")
     }
 
     pub(super) fn entry(&self, name: &str) -> Option<Arc<Entry>> {
@@ -568,6 +565,7 @@ fn words(parts: &http::request::Parts, body: &Bytes) -> Option<String> {
     match (parts.method.as_str(), what) {
         ("GET" | "POST", _) => None,
         ("DELETE", _) => Some(format!("delete {what} {name}")),
+        (_, "workload") if text.contains("managedFields") => Some(format!("disown replicas of {name}")),
         (_, "workload") if text.contains("null") => Some(format!("forget {name}")),
         (_, "workload") => Some(format!("note {name}")),
         (_, "service") if text.contains("managedFields") => Some(format!("disown {name}")),
@@ -697,4 +695,14 @@ fn slice_of(service: &Service, deployments: &[Deployment]) -> Value {
         "metadata": { "name": format!("{name}-k8s"), "labels": labels },
         "addressType": "IPv4", "endpoints": endpoints, "ports": ports,
     })
+}
+
+/// Who owns a field of the spec.
+fn managers_of<K: ResourceExt>(object: &K, field: &str) -> Vec<String> {
+    let entries = object.managed_fields().iter();
+    let owners = entries.filter(|entry| {
+        let fields = entry.fields_v1.as_ref();
+        fields.is_some_and(|fields| !fields.0["f:spec"][field].is_null())
+    });
+    owners.filter_map(|entry| entry.manager.clone()).collect()
 }
