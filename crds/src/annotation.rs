@@ -87,6 +87,8 @@ pub struct Settings {
     pub queue_limit: u32,
     /// `cold-start-timeout`.
     pub cold_start_timeout: Duration,
+    /// `queue-timeout`; zero: as `cold_start_timeout`.
+    pub queue_timeout: Duration,
     /// `response-start-timeout`; zero: off.
     pub response_start_timeout: Duration,
     /// `request-timeout`; zero: off.
@@ -95,6 +97,8 @@ pub struct Settings {
     pub stream_idle_timeout: Duration,
     /// `protocol`; `None`: from `appProtocol`, else HTTP.
     pub protocol: Option<Protocol>,
+    /// `proxy-protocol`: TCP connections to pods begin with a header of version 2.
+    pub proxy_protocol: bool,
     /// `waiting-page`: `auto`, `off`, or a ConfigMap's name.
     pub waiting_page: String,
     /// `ignore`.
@@ -424,10 +428,12 @@ impl Default for Settings {
             schedule: None,
             queue_limit: 1000,
             cold_start_timeout: Duration::from_secs(60),
+            queue_timeout: Duration::ZERO,
             response_start_timeout: Duration::ZERO,
             request_timeout: Duration::ZERO,
             stream_idle_timeout: Duration::ZERO,
             protocol: None,
+            proxy_protocol: false,
             waiting_page: "auto".to_owned(),
             ignore: Ignore::default(),
             group: None,

@@ -65,6 +65,10 @@ pub struct RouteSpec {
     /// Longest a request may wait for a pod to answer while its pool wakes, in milliseconds. Longer: 504.
     #[serde(default)]
     pub cold_start_timeout_ms: u64,
+    /// Longest a request may wait for a place while pods are ready and all are busy, in milliseconds. 0: as long as the
+    /// cold start may take. Longer: 503 and Retry-After.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub queue_timeout_ms: u64,
     /// Longest from the request's dispatch to the response's head, in milliseconds. 0: no limit.
     #[serde(default)]
     pub response_start_timeout_ms: u64,
@@ -74,12 +78,26 @@ pub struct RouteSpec {
     /// Longest a stream may go without a byte in either direction, in milliseconds. 0: no limit.
     #[serde(default)]
     pub stream_idle_timeout_ms: u64,
+    /// What a browser gets that opens the Service while it sleeps: `auto` is the built-in page, another word the name of
+    /// the ConfigMap that dresses it; `off` or nothing: it is held like any other client.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 253))]
+    pub waiting_page: String,
+    /// Whether connections to TCP ports begin with a PROXY protocol header of version 2, which names the client.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proxy_protocol: bool,
     /// What is neither counted as use nor wakes anything.
     #[serde(default)]
     pub ignore: Ignore,
     /// A candidate that is being let in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RouteRollout>,
+}
+
+/// Whether a limit is not set: then it is not written, and Routes stay as they were before there was one.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(limit: &u64) -> bool {
+    *limit == 0
 }
 
 /// One port of the Service and the activator port that stands for it.

@@ -148,10 +148,12 @@ fn edges() -> Vec<(&'static str, Vec<String>, Vec<String>)> {
             &["100ms", "1h"],
             &["99ms", "1h1ms", "60", "0s"],
         ),
+        row("queue-timeout", &["0s", "1h"], &["1h1ms", "60", "x"]),
         row("response-start-timeout", &["0s", "24h"], &["24h1ms", "60", "x"]),
         row("request-timeout", &["0s", "24h"], &["24h1ms", "60", "x"]),
         row("stream-idle-timeout", &["0s", "24h"], &["24h1ms", "60", "x"]),
         row("protocol", &["http", "tcp"], &["HTTP", "udp", "grpc"]),
+        row("proxy-protocol", &["off", "v2"], &["v1", "true", ""]),
         row("waiting-page", &["auto", "off", "my-page"], &["My Page", "", "-"]),
         row(
             "ignore",
@@ -266,6 +268,9 @@ fn every_key_sets_its_own_field() {
         ("cold-start-timeout", "2m", |s| {
             s.cold_start_timeout == Duration::from_secs(120)
         }),
+        ("queue-timeout", "4s", |s| {
+            s.queue_timeout == Duration::from_secs(4)
+        }),
         ("response-start-timeout", "1s", |s| {
             s.response_start_timeout == Duration::from_secs(1)
         }),
@@ -276,6 +281,7 @@ fn every_key_sets_its_own_field() {
             s.stream_idle_timeout == Duration::from_secs(3)
         }),
         ("protocol", "tcp", |s| s.protocol == Some(Protocol::Tcp)),
+        ("proxy-protocol", "v2", |s| s.proxy_protocol),
         ("waiting-page", "off", |s| s.waiting_page == "off"),
         ("ignore", "/healthz, Pingdom", |s| {
             s.ignore.paths == ["/healthz"] && s.ignore.user_agents == ["Pingdom"]
@@ -467,8 +473,9 @@ fn keys_that_are_not_yet_active_are_listed_as_written() {
         ("protocol", "http", false),
         ("keep-alive", "adaptive", true),
         ("keep-alive", "60s", false),
-        ("waiting-page", "auto", true),
-        ("waiting-page", "my-page", true),
+        ("proxy-protocol", "v2", false),
+        ("waiting-page", "auto", false),
+        ("waiting-page", "my-page", false),
         ("waiting-page", "off", false),
         ("min-scale", "1", false),
         ("policy", "kpa", false),
@@ -562,6 +569,7 @@ fn in_range(s: &Settings) -> bool {
         ("scale-down-delay", s.scale_down_delay),
         ("scale-to-zero-pod-retention-period", s.retention),
         ("cold-start-timeout", s.cold_start_timeout),
+        ("queue-timeout", s.queue_timeout),
         ("response-start-timeout", s.response_start_timeout),
         ("request-timeout", s.request_timeout),
         ("stream-idle-timeout", s.stream_idle_timeout),

@@ -43,9 +43,12 @@ pub(super) fn route(
         }],
         queue_limit: settings.queue_limit,
         cold_start_timeout_ms: millis(settings.cold_start_timeout),
+        queue_timeout_ms: millis(settings.queue_timeout),
         response_start_timeout_ms: millis(settings.response_start_timeout),
         request_timeout_ms: millis(settings.request_timeout),
         stream_idle_timeout_ms: millis(settings.stream_idle_timeout),
+        waiting_page: settings.waiting_page.clone(),
+        proxy_protocol: settings.proxy_protocol,
         ignore: settings.ignore.clone(),
         rollout: None,
     }

@@ -385,6 +385,13 @@ pub static TABLE: &[Key] = &[
         "Longest that a request is held for a pod. Longer: 504.",
     ),
     key(
+        "queue-timeout",
+        duration(Duration::ZERO, HOUR, MILLISECOND, |s, d| s.queue_timeout = d),
+        "0s",
+        "Longest that a request waits in line while pods are ready and all are busy; 0s: as `cold-start-timeout`. Longer: \
+         503 with Retry-After.",
+    ),
+    key(
         "response-start-timeout",
         duration(Duration::ZERO, DAY, MILLISECOND, |s, d| s.response_start_timeout = d),
         "0s",
@@ -416,12 +423,23 @@ pub static TABLE: &[Key] = &[
     )
     .active(Active::Except(&["tcp"])),
     key(
+        "proxy-protocol",
+        Kind::Choice {
+            words: &[
+                word("off", |s| s.proxy_protocol = false),
+                word("v2", |s| s.proxy_protocol = true),
+            ],
+        },
+        "off",
+        "Whether a connection to a TCP port begins, at the pod, with a PROXY protocol header that names the client.",
+    ),
+    key(
         "waiting-page",
         Kind::Text { grammar: "`auto`, `off`, or the name of a ConfigMap", set: text::waiting_page },
         "auto",
-        "Whether a browser that opens a sleeping Service gets a page that continues by itself. Other requests are held.",
-    )
-    .active(Active::Only(&["off"])),
+        "Whether a browser that opens a sleeping Service gets a page that continues by itself. Other requests are held. \
+         A ConfigMap in the Service's namespace changes how the page looks.",
+    ),
     key(
         "ignore",
         Kind::Text {
