@@ -15,6 +15,9 @@ pub(crate) enum Counts {
     Use,
     /// Sent by a peer activator, which counts its arrival and its end; here only where it stands is counted.
     Hop,
+    /// Who looks at a waiting page: it waits and is used, but no request of it arrives or ends. Nobody's answer is lost
+    /// with it, so a drain does not wait for it.
+    Page,
     /// Nothing.
     Noise,
 }
@@ -51,7 +54,9 @@ impl Use {
         counts: Counts,
         now: Duration,
     ) -> Self {
-        hub.active.fetch_add(1, Ordering::AcqRel);
+        if counts != Counts::Page {
+            hub.active.fetch_add(1, Ordering::AcqRel);
+        }
         let usage = Self {
             hub: Arc::clone(hub),
             pool: Arc::clone(pool),
@@ -61,8 +66,10 @@ impl Use {
             outcome: Outcome::Cancelled,
             slot: None,
         };
-        if counts == Counts::Use {
-            usage.meter(|meter| meter.arrive(now));
+        match counts {
+            Counts::Use => usage.meter(|meter| meter.arrive(now)),
+            Counts::Page => usage.meter(|meter| meter.used(now)),
+            Counts::Hop | Counts::Noise => {}
         }
         usage
     }
@@ -110,6 +117,11 @@ impl Use {
         self.slot = None;
     }
 
+    /// It is broken off in the middle, for a limit of the Route.
+    pub(crate) fn aborted(&self, limit: &'static str) {
+        self.hub.metrics.aborts.with_label_values(&[limit]).inc();
+    }
+
     /// It has ended.
     pub(crate) fn finish(mut self, outcome: Outcome) {
         self.outcome = outcome;
@@ -120,12 +132,16 @@ impl Drop for Use {
     fn drop(&mut self) {
         let now = self.hub.now();
         self.here(now);
-        if self.counts == Counts::Use {
-            self.meter(|meter| meter.end(now, self.outcome));
+        match self.counts {
+            Counts::Use => self.meter(|meter| meter.end(now, self.outcome)),
+            Counts::Page => self.meter(|meter| meter.used(now)),
+            Counts::Hop | Counts::Noise => {}
         }
         if self.counts != Counts::Noise {
             self.pool.touch(false);
         }
-        self.hub.active.fetch_sub(1, Ordering::AcqRel);
+        if self.counts != Counts::Page {
+            self.hub.active.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }

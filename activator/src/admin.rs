@@ -101,6 +101,7 @@ impl Admin {
             "connections": self.server.connections(),
             "listeners": self.server.ports(),
             "routes": self.directory.acks(),
+            "waitingPages": self.hub.themes.dump(),
             "pools": pools,
         })
     }

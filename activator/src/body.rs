@@ -51,7 +51,8 @@ impl Activity {
         })
     }
 
-    fn note(&self) {
+    /// A byte passes.
+    pub(crate) fn note(&self) {
         let passed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(passed, Ordering::Relaxed);
     }
@@ -122,9 +123,9 @@ pub(crate) struct Download {
     limits: Option<Box<Limits>>,
 }
 
-/// The Route's limits on a running response.
+/// The Route's limits on a running response or stream.
 #[derive(Debug)]
-struct Limits {
+pub(crate) struct Limits {
     deadline: Option<Pin<Box<Sleep>>>,
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
     activity: Option<Arc<Activity>>,
@@ -166,15 +167,7 @@ impl Download {
         activity: Option<Arc<Activity>>,
     ) -> Self {
         if self.usage.is_some() && (limits.request.is_some() || limits.stream_idle.is_some()) {
-            self.limits = Some(Box::new(Limits {
-                deadline: limits
-                    .request
-                    .map(|limit| Box::pin(tokio::time::sleep_until(dispatched + limit))),
-                idle: limits
-                    .stream_idle
-                    .map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
-                activity,
-            }));
+            self.limits = Some(Box::new(Limits::new(limits, dispatched, activity)));
         }
         self
     }
@@ -195,8 +188,21 @@ impl Download {
 }
 
 impl Limits {
-    /// Ready when one is exceeded.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
+    /// From now on. `begun` is when the request was first sent.
+    pub(crate) fn new(limits: Timeouts, begun: Instant, activity: Option<Arc<Activity>>) -> Self {
+        Self {
+            deadline: limits
+                .request
+                .map(|limit| Box::pin(tokio::time::sleep_until(begun + limit))),
+            idle: limits
+                .stream_idle
+                .map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
+            activity,
+        }
+    }
+
+    /// Ready when one is exceeded: its name.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
         if let Some(deadline) = &mut self.deadline
             && deadline.as_mut().poll(cx).is_ready()
         {
@@ -246,6 +252,9 @@ impl Body for Download {
             Poll::Pending => {
                 if let Some(limits) = &mut self.limits {
                     let what = ready!(limits.poll(cx));
+                    if let Some(usage) = &self.usage {
+                        usage.aborted(what);
+                    }
                     self.complete(Outcome::Failed);
                     return Poll::Ready(Some(Err(BodyError::Timeout(what))));
                 }

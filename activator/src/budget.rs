@@ -1,4 +1,4 @@
-//! How many requests may be sent a second time: a fifth of all, with a little to begin with.
+//! How many requests may be sent a second time: a fifth of all, with a hundred to begin with and a thousand saved up.
 //!
 //! Without a budget, retries against pods that break under load double that load. Connections that were refused cost the
 //! pod nothing and are not counted here.
@@ -7,8 +7,11 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 /// What one retry costs, in what one request earns.
 const COST: i32 = 5;
-/// Most that can be saved up: 100 retries, what a rolling restart of a busy pod needs at once.
-const MOST: i32 = 100 * COST;
+/// What a pool begins with: 100 retries, as many as are lost when a usual pod goes without a word.
+const START: i32 = 100 * COST;
+/// Most that can be saved up: 1,000 retries, what half of a thousand requests a second earn in ten seconds. A pod with
+/// hundreds of requests in flight can be killed without one of them lost.
+const MOST: i32 = 1000 * COST;
 
 /// The retry budget of one pool.
 #[derive(Debug)]
@@ -16,7 +19,7 @@ pub(crate) struct Budget(AtomicI32);
 
 impl Default for Budget {
     fn default() -> Self {
-        Self(AtomicI32::new(MOST))
+        Self(AtomicI32::new(START))
     }
 }
 
@@ -49,5 +52,7 @@ mod tests {
         assert_eq!((0..1000).filter(|_| budget.spend()).count(), 100);
         (0..50).for_each(|_| budget.earn());
         assert_eq!((0..1000).filter(|_| budget.spend()).count(), 10);
+        (0..100_000).for_each(|_| budget.earn());
+        assert_eq!((0..5000).filter(|_| budget.spend()).count(), 1000);
     }
 }

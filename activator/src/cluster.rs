@@ -1,6 +1,7 @@
-//! What the activator asks of the API server besides its watches: raise `/scale` from 0 to 1 when no autoscaler does, and
-//! check the token of who opens a report stream.
+//! What the activator asks of the API server besides its watches: raise `/scale` from 0 to 1 when no autoscaler does, check
+//! the token of who opens a report stream, and read the ConfigMaps that dress waiting pages.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use crds::route::{Workload, WorkloadKind};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::autoscaling::v1::Scale;
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -62,6 +64,17 @@ impl Cluster {
             }
         })
         .await?
+    }
+
+    /// What a ConfigMap says in words; `None`: there is none of that name.
+    pub(crate) async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<BTreeMap<String, String>>, ClusterError> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client()?, namespace);
+        let found = tokio::time::timeout(TIMEOUT, api.get_opt(name)).await??;
+        Ok(found.map(|found| found.data.unwrap_or_default()))
     }
 
     /// The user to whom a token belongs; `None`: it is not valid.

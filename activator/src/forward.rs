@@ -5,10 +5,12 @@
 //!
 //! A connection that a pod closes while it is idle is the usual cause of lost requests. So a sender is asked whether it
 //! is still open, a request that was not written comes back whole, and one that was written without a byte of answer may
-//! be repeated when its method is idempotent and it has no body.
+//! be repeated when its method is idempotent and it has no body. What may not be repeated (RFC 9110 §9.2.2: a proxy must
+//! not repeat a POST) is written to an idle connection only after a look at the socket itself: the end of it may have
+//! arrived, and only this thread's event loop not told us yet.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::{Method, Request, Response, Version};
@@ -24,6 +26,7 @@ use crate::body::Upload;
 use crate::hub::Hub;
 use crate::places::{self, PLACE_HEADER, Word};
 use crate::pool::Endpoint;
+use crate::wire::Wire;
 
 /// Most idle connections that a worker keeps to one endpoint: above any number of requests that one core has in flight
 /// at one pod at useful latencies; beyond it, connecting anew is the smaller cost.
@@ -35,10 +38,30 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// A worker's connections to one endpoint.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
-    /// Idle ones, by port, the last used last.
-    h1: Mutex<Vec<(u16, http1::SendRequest<Upload>)>>,
+    /// Idle ones, the last used last.
+    h1: Mutex<Vec<Idle>>,
     /// One for each port; connecting is done by one request while others wait.
     h2: tokio::sync::Mutex<Vec<(u16, http2::SendRequest<Upload>)>>,
+}
+
+/// An idle HTTP/1.1 connection.
+#[derive(Debug)]
+struct Idle {
+    port: u16,
+    sender: http1::SendRequest<Upload>,
+    /// Weak: the socket closes when its connection ends, not when somebody next looks here.
+    wire: Weak<TcpStream>,
+}
+
+impl Connections {
+    /// Closes what nobody uses now. What is in use closes when it has been used.
+    pub(crate) fn close_idle(&self) {
+        self.h1.lock().clear();
+        // Somebody who is connecting has it, and closes what was made in vain with the endpoint.
+        if let Ok(mut open) = self.h2.try_lock() {
+            open.clear();
+        }
+    }
 }
 
 /// Where to send.
@@ -77,29 +100,35 @@ pub(crate) enum Failure {
         /// What went wrong.
         error: hyper::Error,
     },
+    /// The pod said that it has not read it (RFC 9113 §8.7).
+    Refused {
+        /// A copy, when it is still whole.
+        request: Option<Request<Upload>>,
+        /// What it said.
+        error: hyper::Error,
+    },
 }
 
 /// An HTTP/1.1 connection in use.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    sender: http1::SendRequest<Upload>,
+    idle: Idle,
     endpoint: Arc<Endpoint>,
-    port: u16,
     worker: usize,
 }
 
 impl Lease {
     /// The answer has been read to its end: the connection can be used again.
     pub(crate) fn give_back(mut self) {
-        if self.sender.is_closed() {
+        if self.idle.sender.is_closed() {
             return;
         }
-        if self.sender.is_ready() {
+        if self.idle.sender.is_ready() {
             return self.park();
         }
         // The request's body may still be on its way, or the connection has not yet noticed its own end.
         tokio::spawn(async move {
-            if self.sender.ready().await.is_ok() {
+            if self.idle.sender.ready().await.is_ok() {
                 self.park();
             }
         });
@@ -107,8 +136,9 @@ impl Lease {
 
     fn park(self) {
         let mut idle = self.endpoint.connections[self.worker].h1.lock();
-        if idle.len() < MOST_IDLE {
-            idle.push((self.port, self.sender));
+        // Under the lock: an endpoint that leaves empties the list after it has said so.
+        if idle.len() < MOST_IDLE && !self.endpoint.is_leaving() {
+            idle.push(self.idle);
         }
     }
 }
@@ -128,20 +158,20 @@ pub(crate) async fn send(line: Line<'_>, request: Request<Upload>) -> Result<Ans
 async fn send_h1(line: Line<'_>, mut request: Request<Upload>) -> Result<Answer, Failure> {
     // Each turn uses up an idle connection or returns, so there are at most MOST_IDLE + 1.
     loop {
-        let (mut sender, is_new) = match take_idle(line) {
-            Some(sender) => (sender, false),
+        let copy = repeatable(&request);
+        let (mut idle, is_new) = match take_idle(line, copy.is_none()) {
+            Some(idle) => (idle, false),
             None => match connect_h1(line).await {
-                Ok(sender) => (sender, true),
+                Ok(idle) => (idle, true),
                 Err(error) => return Err(Failure::Connect { request, error }),
             },
         };
-        let copy = repeatable(&request);
-        match sender.try_send_request(request).await {
+        match idle.sender.try_send_request(request).await {
             Ok(response) => {
+                line.endpoint.answered();
                 let lease = (response.status() != http::StatusCode::SWITCHING_PROTOCOLS).then(|| Lease {
-                    sender,
+                    idle,
                     endpoint: Arc::clone(line.endpoint),
-                    port: line.port,
                     worker: line.worker,
                 });
                 return Ok(Answer { response, lease });
@@ -164,58 +194,101 @@ async fn send_h1(line: Line<'_>, mut request: Request<Upload>) -> Result<Answer,
     }
 }
 
-fn take_idle(line: Line<'_>) -> Option<http1::SendRequest<Upload>> {
-    let mut idle = line.endpoint.connections[line.worker].h1.lock();
-    idle.retain(|(_, sender)| !sender.is_closed());
-    let at = idle
-        .iter()
-        .rposition(|(port, sender)| *port == line.port && sender.is_ready())?;
-    Some(idle.remove(at).1)
+/// An idle connection, the last used first. `look`: only one on which nothing has come, not even its end.
+fn take_idle(line: Line<'_>, look: bool) -> Option<Idle> {
+    let mut all = line.endpoint.connections[line.worker].h1.lock();
+    all.retain(|idle| !idle.sender.is_closed());
+    loop {
+        let at = all
+            .iter()
+            .rposition(|idle| idle.port == line.port && idle.sender.is_ready())?;
+        let idle = all.remove(at);
+        if !look
+            || idle
+                .wire
+                .upgrade()
+                .is_some_and(|stream| crate::wire::is_silent(&stream))
+        {
+            return Some(idle);
+        }
+    }
 }
 
-async fn connect_h1(line: Line<'_>) -> std::io::Result<http1::SendRequest<Upload>> {
-    let stream = connect(line).await?;
+async fn connect_h1(line: Line<'_>) -> std::io::Result<Idle> {
+    let stream = Arc::new(connect(line).await?);
+    let wire = Arc::downgrade(&stream);
     let (sender, connection) = http1::Builder::new()
         .max_headers(256)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Wire::new(stream)))
         .await
         .map_err(std::io::Error::other)?;
     tokio::spawn(async move {
         // Its end is seen by whoever waits for the answer.
         drop(connection.with_upgrades().await);
     });
-    Ok(sender)
+    Ok(Idle {
+        port: line.port,
+        sender,
+        wire,
+    })
 }
 
-async fn send_h2(line: Line<'_>, request: Request<Upload>) -> Result<Answer, Failure> {
-    let mut sender = match h2_sender(line).await {
-        Ok(sender) => sender,
-        Err(error) => return Err(Failure::Connect { request, error }),
-    };
-    let copy = repeatable(&request);
-    match sender.try_send_request(request).await {
-        Ok(response) => Ok(Answer {
-            response,
-            lease: None,
-        }),
-        Err(mut failure) => match failure.take_message() {
-            Some(request) => {
-                let error = std::io::Error::new(std::io::ErrorKind::ConnectionReset, failure.into_error());
-                Err(Failure::Connect { request, error })
+async fn send_h2(line: Line<'_>, mut request: Request<Upload>) -> Result<Answer, Failure> {
+    // A connection that ended while it was idle says nothing of the pod: the second turn has a new one.
+    loop {
+        let (mut sender, is_new) = match h2_sender(line).await {
+            Ok(found) => found,
+            Err(error) => return Err(Failure::Connect { request, error }),
+        };
+        let whole = without_body(&request);
+        match sender.try_send_request(request).await {
+            Ok(response) => {
+                line.endpoint.answered();
+                return Ok(Answer {
+                    response,
+                    lease: None,
+                });
             }
-            None => Err(Failure::Lost {
-                request: copy,
-                error: failure.into_error(),
-            }),
-        },
+            Err(mut failure) => match failure.take_message() {
+                Some(unsent) if !is_new => {
+                    request = unsent;
+                    forget_h2(line).await;
+                }
+                Some(request) => {
+                    let error =
+                        std::io::Error::new(std::io::ErrorKind::ConnectionReset, failure.into_error());
+                    return Err(Failure::Connect { request, error });
+                }
+                None => return Err(lost_h2(whole, failure.into_error())),
+            },
+        }
     }
 }
 
-async fn h2_sender(line: Line<'_>) -> std::io::Result<http2::SendRequest<Upload>> {
+/// What a stream that ended without an answer came to.
+fn lost_h2(whole: Option<Request<Upload>>, error: hyper::Error) -> Failure {
+    use std::error::Error;
+    let said = error
+        .source()
+        .and_then(|source| source.downcast_ref::<h2::Error>());
+    if said.is_some_and(|said| said.is_remote() && said.reason() == Some(h2::Reason::REFUSED_STREAM)) {
+        return Failure::Refused {
+            request: whole,
+            error,
+        };
+    }
+    Failure::Lost {
+        request: whole.filter(|request| is_idempotent(request.method())),
+        error,
+    }
+}
+
+/// A connection for the line's port, and whether it was made for this.
+async fn h2_sender(line: Line<'_>) -> std::io::Result<(http2::SendRequest<Upload>, bool)> {
     let mut open = line.endpoint.connections[line.worker].h2.lock().await;
     open.retain(|(_, sender)| !sender.is_closed());
     if let Some((_, sender)) = open.iter().find(|(port, _)| *port == line.port) {
-        return Ok(sender.clone());
+        return Ok((sender.clone(), false));
     }
     let stream = connect(line).await?;
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -226,8 +299,16 @@ async fn h2_sender(line: Line<'_>) -> std::io::Result<http2::SendRequest<Upload>
         .await
         .map_err(std::io::Error::other)?;
     tokio::spawn(async move { drop(connection.await) });
-    open.push((line.port, sender.clone()));
-    Ok(sender)
+    if !line.endpoint.is_leaving() {
+        open.push((line.port, sender.clone()));
+    }
+    Ok((sender, true))
+}
+
+/// The connection for the line's port takes no more requests: the next one is new.
+async fn forget_h2(line: Line<'_>) {
+    let mut open = line.endpoint.connections[line.worker].h2.lock().await;
+    open.retain(|(port, _)| *port != line.port);
 }
 
 /// Says a word about a place to a peer. `None`: it gave no good answer; the number is that of the place it keeps.
@@ -307,11 +388,21 @@ pub(crate) async fn dial(
 
 /// A copy of a request that may be sent twice: idempotent (RFC 9110 §9.2.2) and without a body.
 fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
-    let is_idempotent = matches!(
-        *request.method(),
+    is_idempotent(request.method())
+        .then(|| without_body(request))
+        .flatten()
+}
+
+fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-    );
-    if !is_idempotent || !request.body().is_empty() || request.headers().contains_key(http::header::UPGRADE) {
+    )
+}
+
+/// A copy of a request that has no body, and asks for no other protocol.
+fn without_body(request: &Request<Upload>) -> Option<Request<Upload>> {
+    if !request.body().is_empty() || request.headers().contains_key(http::header::UPGRADE) {
         return None;
     }
     let mut copy = Request::new(Upload::default());

@@ -7,6 +7,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Uri, Version};
 
+use crate::page::WAIT_HEADER;
 use crate::places::PLACE_HEADER;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -68,6 +69,7 @@ pub(crate) fn to_pod(parts: &mut Parts, from: Option<&HeaderValue>, h2: bool, up
     headers.remove(HOP_HEADER);
     headers.remove(PLACE_HEADER);
     headers.remove(PROBE_HEADER);
+    headers.remove(WAIT_HEADER);
     if let Some(from) = from {
         forwarded_for(headers, from);
     }

@@ -17,6 +17,7 @@ use crate::balance::Shares;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::page::Themes;
 use crate::pool::Pool;
 
 /// Shared by all parts. One for each activator in a process.
@@ -29,6 +30,7 @@ pub(crate) struct Hub {
     pub(crate) control: tokio::runtime::Handle,
     pub(crate) metrics: Metrics,
     pub(crate) cluster: Cluster,
+    pub(crate) themes: Themes,
     shares: RwLock<Shares>,
     peers: RwLock<HashMap<String, IpAddr>>,
     /// When a leader spoke last.
@@ -61,7 +63,7 @@ impl std::fmt::Debug for Hub {
 impl Hub {
     /// Must be called on the runtime of control tasks.
     pub(crate) fn new(config: Config, cluster: Cluster) -> Arc<Self> {
-        let instance = random_instance();
+        let instance = random_bits();
         Arc::new(Self {
             shares: RwLock::new(Shares::new(&config.name)),
             config,
@@ -70,6 +72,7 @@ impl Hub {
             control: tokio::runtime::Handle::current(),
             metrics: Metrics::new(),
             cluster,
+            themes: Themes::default(),
             peers: RwLock::default(),
             led: Mutex::default(),
             changes: Changes::default(),
@@ -189,8 +192,8 @@ impl Hub {
     }
 }
 
-/// 128 bits that nobody can guess, so that no application can pretend to be this activator.
-fn random_instance() -> String {
+/// 128 bits in hex that nobody can guess: no application can pretend to be this activator.
+pub(crate) fn random_bits() -> String {
     use std::io::Read;
     let mut bits = [0_u8; 16];
     let read = std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bits));

@@ -54,6 +54,11 @@ impl Meter {
         self.last_use = Some(now);
     }
 
+    /// The pool is used, though by no request.
+    pub(crate) fn used(&mut self, now: Duration) {
+        self.last_use = Some(now);
+    }
+
     /// It begins to wait.
     pub(crate) fn hold(&mut self, now: Duration) {
         self.advance(now);

@@ -34,8 +34,14 @@ pub(crate) struct Metrics {
     pub(crate) line_written: Histogram,
     pub(crate) rejections: IntCounterVec,
     pub(crate) faults: IntCounterVec,
+    pub(crate) h2_faults: IntCounterVec,
     pub(crate) retries: IntCounterVec,
+    pub(crate) aborts: IntCounterVec,
+    pub(crate) ejections: IntCounterVec,
+    pub(crate) ejections_withheld: IntCounter,
     pub(crate) noise: IntCounter,
+    pub(crate) waiting_pages: IntCounter,
+    pub(crate) waiting_page_errors: IntCounter,
     pub(crate) places_lapsed: IntCounter,
     pub(crate) connections: IntCounter,
     pub(crate) accept_errors: IntCounter,
@@ -85,14 +91,41 @@ impl Metrics {
                 "HTTP/1.1 connections closed for a malformed or ambiguous message, by fault",
                 "fault",
             ),
+            h2_faults: counters(
+                "activator_h2_faults_total",
+                "HTTP/2 connections ended for what their clients did, and header lists refused, by cause",
+                "cause",
+            ),
             retries: counters(
                 "activator_retries_total",
                 "Requests sent again, by what failed",
                 "kind",
             ),
+            aborts: counters(
+                "activator_streams_aborted_total",
+                "Answers and streams broken off in the middle, by the limit that passed",
+                "limit",
+            ),
+            ejections: counters(
+                "activator_pod_ejections_total",
+                "Times a pod was passed over because it failed requests, by how",
+                "cause",
+            ),
+            ejections_withheld: counter(
+                "activator_pod_ejections_withheld_total",
+                "Times a pod that failed requests was not passed over for a time, because half of its pool is already",
+            ),
             noise: counter(
                 "activator_noise_answered_total",
                 "Probes and scrapes answered for sleeping pools",
+            ),
+            waiting_pages: counter(
+                "activator_waiting_pages_total",
+                "Waiting pages sent to browsers that opened a sleeping Service",
+            ),
+            waiting_page_errors: counter(
+                "activator_waiting_page_errors_total",
+                "Readings of a waiting page's ConfigMap that could not be used",
             ),
             places_lapsed: counter(
                 "activator_places_lapsed_total",
@@ -189,7 +222,7 @@ struct Pools {
     descs: Vec<Desc>,
 }
 
-const FAMILIES: [(&str, &str, MetricType); 5] = [
+const FAMILIES: [(&str, &str, MetricType); 6] = [
     (
         "activator_requests_total",
         "Ended requests that count as use, by outcome",
@@ -203,6 +236,11 @@ const FAMILIES: [(&str, &str, MetricType); 5] = [
     ("activator_requests_held", "Requests that wait", MetricType::GAUGE),
     ("activator_pods_ready", "Pods seen answering", MetricType::GAUGE),
     ("activator_pools", "Pools", MetricType::GAUGE),
+    (
+        "activator_pods_ejected",
+        "Pods passed over for a time because they fail requests",
+        MetricType::GAUGE,
+    ),
 ];
 
 impl Pools {
@@ -231,7 +269,7 @@ impl Collector for Pools {
             return Vec::new();
         };
         let now = hub.now();
-        let mut families: [Vec<Metric>; 5] = Default::default();
+        let mut families: [Vec<Metric>; 6] = Default::default();
         let pools = directory.pools();
         families[4].push(metric(MetricType::GAUGE, pools.len() as f64, &[]));
         for pool in pools {
@@ -259,6 +297,7 @@ impl Collector for Pools {
                 (1, f64::from(sum.in_flight)),
                 (2, f64::from(sum.held)),
                 (3, ready),
+                (5, pool.ejected() as f64),
             ] {
                 families[at].push(metric(MetricType::GAUGE, value, &own));
             }

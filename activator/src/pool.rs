@@ -5,10 +5,13 @@
 //! under the same lock, swap the view, and hand out what became free: nobody is left waiting beside a free place.
 //!
 //! In reading order: `endpoint` (where requests go), `entering` (how they get a place and give it back), `peers` (places
-//! that other activators own), `pods` (what Kubernetes says), `probing`, `waking`, `reporting`.
+//! that other activators own), `pods` (what Kubernetes says), `outlier` and `failing` (pods that fail requests),
+//! `probing`, `waking`, `reporting`.
 
 mod endpoint;
 mod entering;
+mod failing;
+mod outlier;
 mod peers;
 mod pods;
 mod probing;
@@ -24,6 +27,7 @@ use std::time::Duration;
 use crds::report::PoolKey;
 use crds::route::{Probe, Wake, Workload};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 
 use crate::budget::Budget;
 use crate::hub::Hub;
@@ -33,12 +37,14 @@ use crate::throttle::Throttle;
 use crate::wake::WakeClock;
 
 pub(crate) use endpoint::Endpoint;
-pub(crate) use entering::{Enter, Slot};
+pub(crate) use entering::{Enter, Held, Slot};
+pub(crate) use outlier::Failure;
 pub(crate) use pods::Published;
 
 use entering::Place;
 use peers::Ask;
 use pods::Pod;
+use waking::PageWake;
 
 /// What a pool is, from its Routes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,6 +59,8 @@ pub(crate) struct Settings {
     pub(crate) queue_limit: u32,
     /// Longest a request is held.
     pub(crate) cold_start_timeout: Duration,
+    /// Longest a request waits in line while pods are ready; zero: as `cold_start_timeout`.
+    pub(crate) queue_timeout: Duration,
     /// How to see that a pod answers.
     pub(crate) probe: Probe,
 }
@@ -67,8 +75,12 @@ struct View {
     peers: Vec<(Arc<Endpoint>, u32)>,
     /// Pods that answer, whoever owns them.
     ready: usize,
+    /// Since when there are any.
+    ready_since: Option<Duration>,
     /// Pods that exist.
     known: usize,
+    /// Of these, pods that are passed over because they fail requests.
+    ejected: usize,
     /// A port by which peers know the pool.
     door: Option<u16>,
 }
@@ -88,6 +100,10 @@ pub(crate) struct Pool {
     /// Whether it is in the list of pools that changed.
     is_dirty: AtomicBool,
     pub(crate) budget: Budget,
+    /// The wake for those who look at the waiting page.
+    page: Mutex<PageWake>,
+    /// Told when the first pod answers.
+    became_ready: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +135,8 @@ impl Pool {
             meters: (0..workers).map(|_| Mutex::default()).collect(),
             is_dirty: AtomicBool::new(false),
             budget: Budget::default(),
+            page: Mutex::default(),
+            became_ready: Notify::new(),
         })
     }
 
@@ -130,6 +148,16 @@ impl Pool {
     /// Pods that answer.
     pub(crate) fn ready(&self) -> usize {
         self.view.read().ready
+    }
+
+    /// Pods that are passed over because they fail requests.
+    pub(crate) fn ejected(&self) -> usize {
+        self.view.read().ejected
+    }
+
+    /// Since when pods answer; `None`: none does.
+    pub(crate) fn ready_since(&self) -> Option<Duration> {
+        self.view.read().ready_since
     }
 
     /// Requests that wait.

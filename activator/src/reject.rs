@@ -32,6 +32,13 @@ pub(crate) enum Reject {
         /// How long it was held.
         held: Duration,
     },
+    /// Pods are ready, and no place came free in time.
+    QueueTimeout {
+        /// What the pool is doing.
+        pool: PoolNow,
+        /// How long it was held.
+        held: Duration,
+    },
     /// No connection to a pod, or it broke before an answer.
     Connect {
         /// What the pool is doing.
@@ -41,6 +48,13 @@ pub(crate) enum Reject {
     },
     /// The pod did not begin to answer in time.
     UpstreamTimeout {
+        /// What the pool is doing.
+        pool: PoolNow,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The Route's limit for a whole request passed before the pod began to answer.
+    RequestTimeout {
         /// What the pool is doing.
         pool: PoolNow,
         /// How long was waited.
@@ -90,8 +104,10 @@ impl Reject {
             Self::BadRequest(_) => "bad_request",
             Self::QueueFull { .. } => "queue_full",
             Self::ColdStartTimeout { .. } => "cold_start_timeout",
+            Self::QueueTimeout { .. } => "queue_timeout",
             Self::Connect { .. } => "connect",
             Self::UpstreamTimeout { .. } => "upstream_timeout",
+            Self::RequestTimeout { .. } => "request_timeout",
             Self::Asleep(_) => "asleep",
             Self::Draining => "draining",
             Self::Internal(_) => "internal",
@@ -103,8 +119,12 @@ impl Reject {
         match self {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::QueueFull { .. } | Self::Asleep(_) | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ColdStartTimeout { .. } | Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::QueueFull { .. } | Self::QueueTimeout { .. } | Self::Asleep(_) | Self::Draining => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::ColdStartTimeout { .. } | Self::UpstreamTimeout { .. } | Self::RequestTimeout { .. } => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             Self::Connect { .. } => StatusCode::BAD_GATEWAY,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -116,8 +136,8 @@ impl Reject {
         match self {
             Self::NoRoute => 12,
             Self::BadRequest(_) => 3,
-            Self::QueueFull { .. } => 8,
-            Self::ColdStartTimeout { .. } | Self::UpstreamTimeout { .. } => 4,
+            Self::QueueFull { .. } | Self::QueueTimeout { .. } => 8,
+            Self::ColdStartTimeout { .. } | Self::UpstreamTimeout { .. } | Self::RequestTimeout { .. } => 4,
             Self::Connect { .. } | Self::Asleep(_) | Self::Draining => 14,
             Self::Internal(_) => 13,
         }
@@ -126,7 +146,10 @@ impl Reject {
     /// How the request's end is counted.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
-            Self::Connect { .. } | Self::UpstreamTimeout { .. } | Self::Internal(_) => Outcome::Failed,
+            Self::Connect { .. }
+            | Self::UpstreamTimeout { .. }
+            | Self::RequestTimeout { .. }
+            | Self::Internal(_) => Outcome::Failed,
             _ => Outcome::Refused,
         }
     }
@@ -148,10 +171,20 @@ impl Reject {
                 )
             }
             Self::ColdStartTimeout { pool, held } => format!("held {:.1} s: {pool}", held.as_secs_f64()),
+            Self::QueueTimeout { pool, held } => format!(
+                "waited {:.1} s in line for a place (queue-timeout): {pool}, and all are busy",
+                held.as_secs_f64()
+            ),
             Self::Connect { pool, error } => format!("no answer from a pod: {error}; {pool}"),
             Self::UpstreamTimeout { pool, after } => {
                 format!(
                     "the pod did not begin to answer within {:.1} s: {pool}",
+                    after.as_secs_f64()
+                )
+            }
+            Self::RequestTimeout { pool, after } => {
+                format!(
+                    "the pod did not answer within the {:.1} s that a request may take: {pool}",
                     after.as_secs_f64()
                 )
             }
@@ -293,6 +326,24 @@ mod tests {
                 504,
                 4,
                 "the pod did not begin to answer within 60.0 s: 0 of 1 pods of shop/web are ready",
+            ),
+            (
+                Reject::QueueTimeout {
+                    pool: PoolNow { ready: 1, ..pool() },
+                    held,
+                },
+                503,
+                8,
+                "waited 60.0 s in line for a place (queue-timeout): 1 of 1 pods of shop/web are ready, and all are busy",
+            ),
+            (
+                Reject::RequestTimeout {
+                    pool: PoolNow { ready: 1, ..pool() },
+                    after: held,
+                },
+                504,
+                4,
+                "the pod did not answer within the 60.0 s that a request may take: 1 of 1 pods of shop/web are ready",
             ),
             (
                 Reject::Asleep(PoolNow { pods: 0, ..pool() }),

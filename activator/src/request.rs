@@ -16,14 +16,17 @@ use crate::account::{Counts, Use};
 use crate::body::{Activity, Download, ResponseBody, Upload};
 use crate::forward::{self, Answer, Failure, Line};
 use crate::headers;
+use crate::hold;
 use crate::hub::Hub;
 use crate::meter::Outcome;
 use crate::noise::{self, Noise};
+use crate::page;
 use crate::places::{self, PLACE_HEADER, Word};
-use crate::pool::{Enter, Pool, Slot};
+use crate::pool::{Enter, Failure as Fails, Pool, Slot};
 use crate::reject::{self, Reject};
 use crate::route::Target;
 use crate::server::Listening;
+use crate::stream::{self, End};
 use crate::talk::Talk;
 use crate::throttle::Kind;
 use crate::wake;
@@ -68,7 +71,9 @@ struct Call<'a> {
 /// What the tries of a request come to.
 struct Done {
     answer: Answer,
-    /// When it was sent.
+    /// When it was first sent.
+    begun: Duration,
+    /// When it was sent to who answered.
     sent: Duration,
     /// It waited while no pod was ready.
     was_cold: bool,
@@ -142,6 +147,11 @@ async fn serve(connection: Arc<Connection>, mut request: Request<Incoming>) -> R
         && pool.ready() == 0
     {
         return answer_noise(hub, pool, noise, request.headers(), is_h2);
+    }
+    if word.is_none()
+        && let Some(response) = page::serve(&connection, &target, pool, &request).await
+    {
+        return response;
     }
     // Anybody may claim to be a peer: then it is never sent on, but it is counted all the same.
     let is_hop = request.headers().contains_key(HOP_HEADER);
@@ -228,6 +238,8 @@ async fn attempt(
     let hub = &call.connection.hub;
     let mut was_cold = false;
     let mut tries = 0;
+    let mut begun = None;
+    let mut failed: Option<Arc<crate::pool::Endpoint>> = None;
     let (mut parts, body) = request.into_parts();
     let from = (call.counts != Counts::Hop).then_some(&call.connection.from);
     headers::to_pod(&mut parts, from, call.h2c, is_upgrade, !body.is_empty());
@@ -236,20 +248,22 @@ async fn attempt(
         // 2. Admit and 3. pick: with a limit they are one fact, so the pool does both.
         let slot = match kept.take() {
             Some(slot) => slot,
-            None => admit(call, usage, &request, &mut was_cold).await?,
+            None => admit(call, usage, &request, failed.as_deref(), &mut was_cold).await?,
         };
         let (endpoint, ticket) = (Arc::clone(&slot.endpoint), slot.ticket);
         let sent = hub.now();
+        let begun = *begun.get_or_insert(sent);
         usage.sent(slot, sent);
         call.pool.budget.earn();
 
         // 4. Forward.
         tries += 1;
         // Boxed: a request that waits, and a connection that is idle, should not keep the room for it.
-        let failure = match Box::pin(forward_once(call, &endpoint, ticket, request)).await? {
+        let failure = match Box::pin(forward_once(call, &endpoint, ticket, (begun, sent), request)).await? {
             Ok(answer) => {
                 return Ok(Done {
                     answer,
+                    begun,
                     sent,
                     was_cold,
                 });
@@ -258,6 +272,7 @@ async fn attempt(
         };
         usage.back(hub.now());
         request = retry(call, &endpoint, failure, tries).await?;
+        failed = Some(endpoint);
     }
 }
 
@@ -266,6 +281,7 @@ async fn admit(
     call: &Call<'_>,
     usage: &mut Use,
     request: &Request<Upload>,
+    avoid: Option<&crate::pool::Endpoint>,
     was_cold: &mut bool,
 ) -> Result<Slot, Reject> {
     let hub = &call.connection.hub;
@@ -278,10 +294,10 @@ async fn admit(
         wake::describe(request.method().as_str(), request.uri().path(), agent)
     });
     let now = hub.now();
-    let mut held = match call
+    let entered = call
         .pool
-        .enter(call.kind, now, &mut |below| fastrand::u32(..below), who)
-    {
+        .enter(call.kind, now, &mut |below| fastrand::u32(..below), avoid, who);
+    let held = match entered {
         Enter::Granted(slot) => return Ok(slot),
         Enter::Full => {
             let limit = call.pool.settings().queue_limit;
@@ -293,32 +309,16 @@ async fn admit(
         Enter::Queued(held) => held,
     };
     *was_cold |= call.pool.ready() == 0;
-    usage.held(now, held.wakes);
-    if held.wakes {
-        tracing::debug!(pool = %call.pool.key, "first held request");
-    }
-    let longest = call.pool.settings().cold_start_timeout;
-    let deadline = hub.instant(call.started + longest);
-    tokio::select! {
-        // A place that came in the last moment is taken.
-        biased;
-        slot = held.place() => {
-            usage.here(hub.now());
-            Ok(slot)
-        }
-        () = tokio::time::sleep_until(deadline) => {
-            let held = hub.now().saturating_sub(call.started);
-            Err(Reject::ColdStartTimeout { pool: call.pool.describe(), held })
-        }
-        () = hub.give_up.cancelled() => Err(Reject::Draining),
-    }
+    hold::wait(hub, call.pool, usage, held, call.started, std::future::pending()).await
 }
 
-/// One try. The outer error ends the request, the inner one may be tried again.
+/// One try. The outer error ends the request, the inner one may be tried again. `begun` is when the first try was sent,
+/// `sent` when this one is.
 async fn forward_once(
     call: &Call<'_>,
     endpoint: &Arc<crate::pool::Endpoint>,
     ticket: Option<u64>,
+    (begun, sent): (Duration, Duration),
     mut request: Request<Upload>,
 ) -> Result<Result<Answer, Failure>, Reject> {
     let hub = &call.connection.hub;
@@ -347,19 +347,23 @@ async fn forward_once(
         source: hub.source().filter(|_| hop),
     };
     let timeouts = &call.target.timeouts;
-    let limit = match (timeouts.response_start, timeouts.request) {
-        (Some(start), Some(whole)) => Some(start.min(whole)),
-        (start, whole) => start.or(whole),
+    let sending = forward::send(line, request);
+    let (is_whole, at, after) = match (timeouts.response_start, timeouts.request) {
+        (None, None) => return Ok(sending.await),
+        (Some(start), Some(whole)) if begun + whole <= sent + start => (true, begun + whole, whole),
+        (Some(start), _) => (false, sent + start, start),
+        (None, Some(whole)) => (true, begun + whole, whole),
     };
-    match limit {
-        None => Ok(forward::send(line, request).await),
-        Some(limit) => tokio::time::timeout(limit, forward::send(line, request))
-            .await
-            .map_err(|_| Reject::UpstreamTimeout {
-                pool: call.pool.describe(),
-                after: limit,
-            }),
-    }
+    tokio::time::timeout_at(hub.instant(at), sending)
+        .await
+        .map_err(|_| {
+            let pool = call.pool.describe();
+            if is_whole {
+                Reject::RequestTimeout { pool, after }
+            } else {
+                Reject::UpstreamTimeout { pool, after }
+            }
+        })
 }
 
 /// Decides whether a request without an answer is sent again, and returns it.
@@ -374,15 +378,23 @@ async fn retry(
         Failure::Connect { request, error } => {
             // One failure is enough: the pod is used again as soon as it answers a probe.
             if endpoint.port(call.connection.listening.port).is_some() && !endpoint.is_peer() {
-                call.pool.suspect(endpoint);
+                call.pool.failed(endpoint, Fails::Refused);
             } else {
                 tokio::time::sleep(PAUSE).await;
             }
             (Some(request), error.to_string(), "connect")
         }
         Failure::Lost { request, error } => {
+            if !endpoint.is_peer() {
+                call.pool.failed(endpoint, Fails::Reset);
+            }
             let request = request.filter(|_| call.pool.budget.spend());
             (request, error.to_string(), "lost")
+        }
+        // The pod is well, and has said so.
+        Failure::Refused { request, error } => {
+            let request = request.filter(|_| call.pool.budget.spend());
+            (request, error.to_string(), "refused")
         }
     };
     tracing::debug!(pool = %call.pool.key, address = %endpoint.address, error, kind, tries, "try failed");
@@ -426,7 +438,7 @@ fn account(
             usage.finish(Outcome::Refused);
             return refuse(hub, &Reject::BadRequest(EARLY), &client.headers, false);
         }
-        return switch(usage, client, response);
+        return switch(call, usage, client, response, done.begun);
     }
     let outcome = if response.status().is_server_error() {
         Outcome::ServerError
@@ -435,12 +447,20 @@ fn account(
     };
     response.map(|body| {
         let body = Download::new(body, outcome, usage, lease, call.connection.talk.clone());
-        Either::Right(body.limited(call.target.timeouts, hub.instant(done.sent), activity))
+        Either::Right(body.limited(call.target.timeouts, hub.instant(done.begun), activity))
     })
 }
 
 /// Joins the two connections of an upgrade; the request lasts as long as they do.
-fn switch(usage: Use, client: Client, mut response: Response<Incoming>) -> Response<ResponseBody> {
+fn switch(
+    call: &Call<'_>,
+    usage: Use,
+    client: Client,
+    mut response: Response<Incoming>,
+    begun: Duration,
+) -> Response<ResponseBody> {
+    let hub = Arc::clone(&call.connection.hub);
+    let (limits, begun) = (call.target.timeouts, hub.instant(begun));
     let pod = hyper::upgrade::on(&mut response);
     let Some(ours) = client.upgrade else {
         usage.finish(Outcome::Failed);
@@ -454,9 +474,14 @@ fn switch(usage: Use, client: Client, mut response: Response<Incoming>) -> Respo
             return usage.finish(Outcome::Failed);
         };
         let (mut ours, mut pod) = (TokioIo::new(ours), TokioIo::new(pod));
-        // Either side may end it at any time; that is how such connections end.
-        drop(tokio::io::copy_bidirectional(&mut ours, &mut pod).await);
-        usage.finish(Outcome::Ok);
+        match stream::join(&mut ours, &mut pod, limits, begun, &hub.give_up).await {
+            End::Theirs => usage.finish(Outcome::Ok),
+            End::Ours => usage.finish(Outcome::Failed),
+            End::Limit(limit) => {
+                usage.aborted(limit);
+                usage.finish(Outcome::Failed);
+            }
+        }
     });
     response.map(|_| Either::Left(Full::default()))
 }
@@ -468,6 +493,7 @@ async fn keep_place(connection: &Connection, pool: &Arc<Pool>) -> Response<Respo
         Kind::Hop,
         hub.now(),
         &mut |below| fastrand::u32(..below),
+        None,
         None::<fn() -> String>,
     ) {
         Enter::Granted(slot) => Some(slot),

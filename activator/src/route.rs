@@ -43,6 +43,10 @@ pub(crate) struct Target {
     pub(crate) ignore: Ignore,
     /// Limits of time.
     pub(crate) timeouts: Timeouts,
+    /// Connections to TCP ports begin with a PROXY protocol header.
+    pub(crate) proxy_protocol: bool,
+    /// What a browser gets while the Service sleeps; `None`: it is held.
+    pub(crate) waiting_page: Option<WaitingPage>,
 }
 
 /// Limits of time; `None`: no limit.
@@ -64,6 +68,26 @@ impl Timeouts {
             response_start: limit(spec.response_start_timeout_ms),
             request: limit(spec.request_timeout_ms),
             stream_idle: limit(spec.stream_idle_timeout_ms),
+        }
+    }
+}
+
+/// What a browser gets that opens a sleeping Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum WaitingPage {
+    /// Ours.
+    BuiltIn,
+    /// Ours, dressed by a ConfigMap of that name in the Service's namespace.
+    ConfigMap(String),
+}
+
+impl WaitingPage {
+    /// Reads it from a Route, where nothing means that browsers are held: an autoscaler that knows no page writes none.
+    pub(crate) fn of(spec: &RouteSpec) -> Option<Self> {
+        match spec.waiting_page.as_str() {
+            "" | "off" => None,
+            "auto" => Some(Self::BuiltIn),
+            name => Some(Self::ConfigMap(name.to_owned())),
         }
     }
 }

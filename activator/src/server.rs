@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::frames::{self, Watched};
 use crate::hub::Hub;
 use crate::reject::Reject;
 use crate::request::{self, Connection};
@@ -315,6 +316,10 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     };
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // `::` takes both families, whatever the host's default: clients of a dual-stack Service come by either.
+        socket.set_only_v6(false)?;
+    }
     // Accepted sockets inherit both: small answers go at once, and peers that vanished are noticed.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)))?;
@@ -549,15 +554,28 @@ async fn http2(stream: TcpStream, connection: Arc<Connection>) -> Result<(), hyp
         .max_send_buf_size(STREAM_WINDOW as usize)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
+    let hub = Arc::clone(&connection.hub);
+    let watched = Watched::new(stream, Arc::clone(&hub));
+    let seen = watched.seen();
     let service = service_fn(move |request| request::handle(Arc::clone(&connection), request));
-    let serving = builder.serve_connection(TokioIo::new(stream), service);
+    let serving = builder.serve_connection(TokioIo::new(watched), service);
     tokio::pin!(serving);
-    tokio::select! {
-        result = serving.as_mut() => return result,
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
         // GOAWAY names the last stream that is served: no request is lost.
-        () = listening.leaves() => serving.as_mut().graceful_shutdown(),
+        () = listening.leaves() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Some(cause) = result
+        .as_ref()
+        .err()
+        .and_then(|error| frames::cause(error, &seen))
+    {
+        hub.metrics.h2_faults.with_label_values(&[cause]).inc();
     }
-    serving.await
+    result
 }
 
 /// Tells HTTP/2 with prior knowledge from HTTP/1.1 by the first bytes, which stay in the socket.

@@ -6,12 +6,13 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::talk::Talk;
+use crate::wire;
 
 /// Reads and writes a shared stream, and tells the talk what passed.
 #[derive(Debug)]
@@ -39,15 +40,8 @@ impl AsyncRead for Socket {
                     return Poll::Pending;
                 }
             }
-            let room = buf.remaining();
-            match self.stream.try_read_buf(buf) {
+            match wire::read_some(&self.stream, buf) {
                 Ok(read) => {
-                    if (1..room).contains(&read) {
-                        // That was all there is. Saying so saves the call that would only find nothing; new bytes are
-                        // a new edge, and it comes through this thread's own event loop, so none is missed.
-                        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-                        drop(self.stream.try_io(Interest::READABLE, nothing));
-                    }
                     let filled = buf.filled().len();
                     let good = self.talk.heard(&buf.filled()[filled - read..]);
                     buf.set_filled(filled - read + good);
@@ -70,13 +64,7 @@ impl Socket {
         send: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         self.talk.writes();
-        loop {
-            ready!(self.stream.poll_write_ready(cx))?;
-            match send(&self.stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
-        }
+        wire::poll_send(&self.stream, cx, send)
     }
 }
 
@@ -108,12 +96,6 @@ impl AsyncWrite for Socket {
             // It is still to be told what was wrong.
             return Poll::Ready(Ok(()));
         }
-        // A client that has gone needs no farewell.
-        Poll::Ready(
-            match socket2::SockRef::from(&*self.stream).shutdown(std::net::Shutdown::Write) {
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-                result => result,
-            },
-        )
+        Poll::Ready(wire::finish(&self.stream))
     }
 }

@@ -3,17 +3,21 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
 use crate::account::{Counts, Use};
 use crate::forward;
+use crate::hold;
 use crate::hub::Hub;
 use crate::meter::Outcome;
-use crate::pool::{Enter, Pool, Slot};
+use crate::pool::{Endpoint, Enter, Failure, Pool, Slot};
+use crate::proxy_header;
 use crate::reject::Reject;
 use crate::server::Listening;
+use crate::stream::{self, End};
 use crate::throttle::Kind;
 
 /// The self-probe's first bytes, as `report::probe_request` writes them.
@@ -21,6 +25,9 @@ const SELF_PROBE: &[u8] = b"GET / HTTP/1.1\r\ndormouse-probe: ";
 
 /// Most pods that one connection is tried on.
 const MOST_TRIES: u32 = 16;
+
+/// Before another try of a pod whose port is not published.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Carries one client connection to its end.
 pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, listening: &Listening) {
@@ -46,9 +53,10 @@ pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, 
         return;
     };
     let mut usage = Use::begin(hub, pool, worker, Counts::Use, started);
+    let mut failed: Option<Arc<Endpoint>> = None;
     for _ in 0..MOST_TRIES {
         // 2. Admit and 3. pick.
-        let slot = match admit(hub, pool, &mut usage, started, &client).await {
+        let slot = match admit(hub, pool, &mut usage, started, failed.as_deref(), &client).await {
             Ok(slot) => slot,
             Err(reject) => {
                 hub.metrics.rejections.with_label_values(&[reject.label()]).inc();
@@ -59,23 +67,34 @@ pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, 
         usage.sent(slot, hub.now());
         // 4. Forward.
         let Some(port) = endpoint.port(listening.port) else {
-            break;
+            // Kubernetes has not published it yet.
+            usage.back(hub.now());
+            tokio::time::sleep(PAUSE).await;
+            continue;
         };
         let address = SocketAddr::new(endpoint.address, port);
-        match forward::dial(address, None, hub.config.connect_timeout).await {
+        let header = target
+            .proxy_protocol
+            .then(|| proxy_header::header(client.peer_addr().ok(), client.local_addr().ok()));
+        match dial(address, hub.config.connect_timeout, header).await {
             Ok(mut pod) => {
                 pool.answered(hub.now());
-                let result = tokio::select! {
-                    result = tokio::io::copy_bidirectional(&mut client, &mut pod) => result,
-                    () = hub.give_up.cancelled() => return usage.finish(Outcome::Failed),
-                };
+                let begun = tokio::time::Instant::now();
+                let end = stream::join(&mut client, &mut pod, target.timeouts, begun, &hub.give_up).await;
                 // 5. Account. A stream that one side resets has ended as its owner wanted.
-                drop(result);
-                return usage.finish(Outcome::Ok);
+                return match end {
+                    End::Theirs => usage.finish(Outcome::Ok),
+                    End::Ours => usage.finish(Outcome::Failed),
+                    End::Limit(limit) => {
+                        usage.aborted(limit);
+                        usage.finish(Outcome::Failed);
+                    }
+                };
             }
             Err(error) => {
                 tracing::debug!(%error, %address, "try failed");
-                pool.suspect(&endpoint);
+                pool.failed(&endpoint, Failure::Refused);
+                failed = Some(Arc::clone(&endpoint));
                 hub.metrics.retries.with_label_values(&["connect"]).inc();
                 usage.back(hub.now());
             }
@@ -84,16 +103,32 @@ pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, 
     usage.finish(Outcome::Failed);
 }
 
+/// Connects to a pod. A `header` is in the socket before any byte of the client's.
+async fn dial(address: SocketAddr, timeout: Duration, header: Option<Vec<u8>>) -> std::io::Result<TcpStream> {
+    let mut pod = forward::dial(address, None, timeout).await?;
+    if let Some(header) = header {
+        pod.write_all(&header).await?;
+    }
+    Ok(pod)
+}
+
 /// Waits for a place, for the client to go, or for the Route's limit.
 async fn admit(
     hub: &Arc<Hub>,
     pool: &Arc<Pool>,
     usage: &mut Use,
-    started: std::time::Duration,
+    started: Duration,
+    avoid: Option<&Endpoint>,
     client: &TcpStream,
 ) -> Result<Slot, Reject> {
     let who = Some(|| "TCP".to_owned());
-    let mut held = match pool.enter(Kind::Hop, hub.now(), &mut |below| fastrand::u32(..below), who) {
+    let held = match pool.enter(
+        Kind::Hop,
+        hub.now(),
+        &mut |below| fastrand::u32(..below),
+        avoid,
+        who,
+    ) {
         Enter::Granted(slot) => return Ok(slot),
         Enter::Full => {
             return Err(Reject::QueueFull {
@@ -103,20 +138,7 @@ async fn admit(
         }
         Enter::Queued(held) => held,
     };
-    usage.held(hub.now(), held.wakes);
-    let deadline = hub.instant(started + pool.settings().cold_start_timeout);
-    tokio::select! {
-        biased;
-        slot = held.place() => {
-            usage.here(hub.now());
-            Ok(slot)
-        }
-        () = gone(client) => Err(Reject::BadRequest("the client has gone")),
-        () = tokio::time::sleep_until(deadline) => {
-            Err(Reject::ColdStartTimeout { pool: pool.describe(), held: hub.now().saturating_sub(started) })
-        }
-        () = hub.give_up.cancelled() => Err(Reject::Draining),
-    }
+    hold::wait(hub, pool, usage, held, started, gone(client)).await
 }
 
 /// Ends when the client has gone: reset, or closed without having sent anything. One that has sent and then finished
@@ -140,6 +162,6 @@ fn peek(client: &TcpStream) -> std::io::Result<usize> {
 /// waiting: what has not arrived within a few milliseconds is no self-probe.
 async fn is_self_probe(client: &TcpStream) -> bool {
     let mut start = [0; SELF_PROBE.len()];
-    let peeked = tokio::time::timeout(std::time::Duration::from_millis(5), client.peek(&mut start)).await;
+    let peeked = tokio::time::timeout(Duration::from_millis(5), client.peek(&mut start)).await;
     matches!(peeked, Ok(Ok(length)) if start[..length] == *SELF_PROBE)
 }

@@ -52,6 +52,11 @@ impl WakeClock {
         }
     }
 
+    /// When it began.
+    pub(crate) fn start(&self) -> Duration {
+        self.start
+    }
+
     /// The wake has been signalled: an autoscaler said so, or the activator did it itself.
     pub(crate) fn signalled(&mut self, now: Duration) {
         self.signal.get_or_insert(now);

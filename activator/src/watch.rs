@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::hub::Hub;
 use crate::pool::{Pool, Published, Settings};
-use crate::route::{RouteKey, Target, Timeouts};
+use crate::route::{RouteKey, Target, Timeouts, WaitingPage};
 use crate::server::Server;
 
 /// How often ports that could not be opened are tried again.
@@ -143,6 +143,7 @@ impl Index {
                     limit: pool.container_concurrency,
                     queue_limit: spec.queue_limit,
                     cold_start_timeout: Duration::from_millis(spec.cold_start_timeout_ms),
+                    queue_timeout: Duration::from_millis(spec.queue_timeout_ms),
                     probe: pool.probe.clone(),
                 };
                 (pool.weight, self.use_pool(pool_key, &key, settings))
@@ -156,8 +157,15 @@ impl Index {
             pools,
             ignore: spec.ignore.clone(),
             timeouts: Timeouts::of(spec),
+            proxy_protocol: spec.proxy_protocol,
+            waiting_page: WaitingPage::of(spec),
             key: key.clone(),
         });
+        if let Some(WaitingPage::ConfigMap(name)) = &target.waiting_page {
+            self.hub
+                .themes
+                .want(&self.hub, &key.namespace, name, Duration::from_secs(1));
+        }
         let old = self.routes.insert(key.clone(), Arc::clone(&target));
         let ack = self.server.serve(old.as_ref(), Arc::clone(&target));
         self.directory.acknowledge(ack);

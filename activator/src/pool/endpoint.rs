@@ -1,7 +1,7 @@
 //! Where a request can be sent.
 
 use std::net::IpAddr;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::RwLock;
 
@@ -18,6 +18,10 @@ pub(crate) struct Endpoint {
     pub(super) ports: Option<RwLock<Ports>>,
     /// Requests sent there and not ended.
     pub(crate) in_flight: AtomicU32,
+    /// Resets since its last answer.
+    resets: AtomicU32,
+    /// It ends soon: its connections are not kept.
+    is_leaving: AtomicBool,
     /// Idle connections, for each worker and then for control tasks. They close when the endpoint is dropped.
     pub(crate) connections: Box<[Connections]>,
 }
@@ -36,6 +40,8 @@ impl Endpoint {
             address,
             ports: None,
             in_flight: AtomicU32::new(0),
+            resets: AtomicU32::new(0),
+            is_leaving: AtomicBool::new(false),
             connections: (0..=workers).map(|_| Connections::default()).collect(),
         }
     }
@@ -43,6 +49,33 @@ impl Endpoint {
     /// Whether it is a peer activator.
     pub(crate) fn is_peer(&self) -> bool {
         self.ports.is_none()
+    }
+
+    /// It has answered.
+    pub(crate) fn answered(&self) {
+        // Nearly always zero, and then nothing is written: the line stays shared between cores.
+        if self.resets.load(Ordering::Relaxed) > 0 {
+            self.resets.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// A request to it was reset. Returns how many were, without an answer in between.
+    pub(super) fn was_reset(&self) -> u32 {
+        self.resets.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// It ends soon, or not after all. One that ends soon is told so: a server that waits for its clients to close can go
+    /// on, and nothing is sent on a connection that it is about to close.
+    pub(super) fn leave(&self, is_leaving: bool) {
+        self.is_leaving.store(is_leaving, Ordering::Release);
+        if is_leaving {
+            self.connections.iter().for_each(Connections::close_idle);
+        }
+    }
+
+    /// Whether it ends soon.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Acquire)
     }
 
     /// The port there for what is served here on `listen`.

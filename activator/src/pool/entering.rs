@@ -31,24 +31,29 @@ pub(super) struct Place {
 
 impl Pool {
     /// A request asks for a place. `who` describes it, should it be the one that wakes the pool; noise wakes nothing.
+    /// A pod to `avoid`, where it has just failed, is taken only when there is no other.
     pub(crate) fn enter(
         self: &Arc<Self>,
         kind: Kind,
         now: Duration,
         random: &mut impl FnMut(u32) -> u32,
+        avoid: Option<&Endpoint>,
         who: Option<impl FnOnce() -> String>,
     ) -> Enter {
         let view = Arc::clone(&self.view.read());
         if view.limit == 0 && self.held() == 0 {
             // The view may be a moment old; a pod that has just gone refuses and the request comes back.
-            if let Some(place) = place(&view, random) {
+            if let Some(place) = place(&view, avoid, random) {
                 return Enter::Granted(self.slot(place));
             }
         }
         let mut state = self.state.lock();
         let view = Arc::clone(&self.view.read());
         let limit = self.settings.read().queue_limit as usize;
-        let (ticket, line) = match state.throttle.admit(now, kind, limit, || place(&view, random)) {
+        let (ticket, line) = match state
+            .throttle
+            .admit(now, kind, limit, || place(&view, avoid, random))
+        {
             Admit::Granted(place) => return Enter::Granted(self.slot(place)),
             Admit::Full => return Enter::Full,
             Admit::Queued(ticket, line) => (ticket, line),
@@ -103,7 +108,7 @@ impl Pool {
         let view = Arc::clone(&self.view.read());
         let mut random = |below: u32| fastrand::u32(..below);
         state.throttle.dispatch(
-            || place(&view, &mut random),
+            || place(&view, None, &mut random),
             |place| {
                 place.endpoint.in_flight.fetch_sub(1, Ordering::AcqRel);
             },
@@ -118,27 +123,19 @@ impl Pool {
             self.dispatch(&mut self.state.lock());
         }
     }
-
-    /// A connection to the pod failed: it gets no more requests until it answers a probe.
-    pub(crate) fn suspect(self: &Arc<Self>, endpoint: &Arc<Endpoint>) {
-        let mut state = self.state.lock();
-        let Some(pod) = state.pods.get_mut(&endpoint.address) else {
-            return;
-        };
-        if !Arc::ptr_eq(&pod.endpoint, endpoint) || pod.on_probation {
-            return;
-        }
-        pod.on_probation = true;
-        pod.answers = false;
-        self.refresh(&mut state);
-        drop(state);
-        self.touch(true);
-    }
 }
 
-/// Finds a place at a pod of ours and takes it.
-pub(super) fn place(view: &View, random: &mut impl FnMut(u32) -> u32) -> Option<Place> {
-    let load = |endpoint: &Endpoint| endpoint.in_flight.load(Ordering::Acquire);
+/// Finds a place at a pod of ours and takes it: at the one to `avoid` only when it is the only one.
+pub(super) fn place(
+    view: &View,
+    avoid: Option<&Endpoint>,
+    random: &mut impl FnMut(u32) -> u32,
+) -> Option<Place> {
+    let load = |endpoint: &Endpoint| match avoid {
+        // With a limit this is beyond it: then the request waits, and takes what comes.
+        Some(avoid) if std::ptr::eq(avoid, endpoint) && view.pods.len() > 1 => u32::MAX,
+        _ => endpoint.in_flight.load(Ordering::Acquire),
+    };
     let endpoint = if let [only] = view.pods.as_slice() {
         (view.limit == 0 || load(only) < view.limit).then_some(only)?
     } else {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crds::route::ProbeKind;
 
 use super::endpoint::Ports;
+use super::outlier::Record;
 use super::{Endpoint, Pool, Settings, State, View};
 
 /// What Kubernetes publishes of one pod.
@@ -34,6 +35,10 @@ pub(super) struct Pod {
     pub(super) answers: bool,
     /// A connection failed: it must answer a probe before it is used again.
     pub(super) on_probation: bool,
+    /// It fails requests: not even probed until then.
+    pub(super) ejected_until: Option<Duration>,
+    /// How often it failed.
+    pub(super) record: Record,
     /// A task probes it.
     pub(super) is_probed: bool,
     /// When its last probe that failed was sent.
@@ -52,6 +57,11 @@ impl Pod {
             }
     }
 
+    /// Whether it is passed over for a time.
+    pub(super) fn is_ejected(&self) -> bool {
+        self.ejected_until.is_some()
+    }
+
     /// Whether a probe could make it usable.
     pub(super) fn wants_probe(&self, kind: ProbeKind) -> bool {
         let waits_for_kubernetes = if self.was_serving {
@@ -59,7 +69,7 @@ impl Pod {
         } else {
             kind == ProbeKind::Kubernetes
         };
-        !self.is_usable() && !self.published.terminating && !waits_for_kubernetes
+        !self.is_usable() && !self.published.terminating && !self.is_ejected() && !waits_for_kubernetes
     }
 }
 
@@ -78,7 +88,13 @@ impl Pool {
     pub(crate) fn publish(self: &Arc<Self>, mut published: BTreeMap<IpAddr, Published>) {
         let now = self.hub.now();
         let mut state = self.state.lock();
-        state.pods.retain(|address, _| published.contains_key(address));
+        state.pods.retain(|address, pod| {
+            let stays = published.contains_key(address);
+            if !stays {
+                pod.endpoint.leave(true);
+            }
+            stays
+        });
         for (address, pod) in &mut state.pods {
             let Some(new) = published.remove(address) else {
                 continue;
@@ -89,6 +105,9 @@ impl Pool {
                 *ports.write() = new.ports.clone();
             }
             pod.was_serving |= new.serving;
+            if pod.published.terminating != new.terminating {
+                pod.endpoint.leave(new.terminating);
+            }
             pod.published = new;
         }
         for (address, new) in published {
@@ -99,6 +118,8 @@ impl Pool {
                 published: new,
                 answers: false,
                 on_probation: false,
+                ejected_until: None,
+                record: Record::default(),
                 is_probed: false,
                 failed: None,
                 appeared: now,
@@ -124,7 +145,11 @@ impl Pool {
     /// Makes the view anew, gives out what became free, and sees to it that pods that should be probed are.
     pub(super) fn refresh(self: &Arc<Self>, state: &mut State) {
         let limit = self.settings.read().limit;
-        let was_ready = self.view.read().ready;
+        let now = self.hub.now();
+        let (was_ready, ready_since) = {
+            let view = self.view.read();
+            (view.ready, view.ready_since)
+        };
         let usable: Vec<_> = state
             .pods
             .values()
@@ -134,12 +159,18 @@ impl Pool {
         let mut view = View {
             limit,
             ready: usable.len(),
+            ready_since: (!usable.is_empty()).then(|| ready_since.unwrap_or(now)),
             ..View::default()
         };
         view.known = state
             .pods
             .values()
             .filter(|pod| !pod.published.terminating)
+            .count();
+        view.ejected = state
+            .pods
+            .values()
+            .filter(|pod| !pod.published.terminating && pod.is_ejected())
             .count();
         view.door = usable.iter().find_map(|pod| pod.door());
         let mut peers = std::mem::take(&mut state.peers);
@@ -168,9 +199,10 @@ impl Pool {
         peers.retain(|_, peer| Arc::strong_count(peer) > 1);
         state.peers = peers;
         if ready > 0 && was_ready == 0 {
+            self.became_ready.notify_waiters();
             let held = self.held();
             if let Some(clock) = &mut state.waking {
-                clock.listening(self.hub.now(), held);
+                clock.listening(now, held);
             }
         }
         self.dispatch(state);

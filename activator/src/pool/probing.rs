@@ -97,7 +97,10 @@ impl Pool {
             return;
         }
         pod.answers = true;
-        pod.on_probation = false;
+        if std::mem::take(&mut pod.on_probation) {
+            pod.record.back(self.hub.now());
+            tracing::info!(pool = %self.key, %address, "a pod that was passed over is used again");
+        }
         // The first pod that answers is the one whose waiting counts; a pod that never failed answered when asked.
         let failed = pod.failed.take().unwrap_or(asked);
         if let Some(clock) = &mut state.waking {

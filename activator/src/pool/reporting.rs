@@ -81,7 +81,8 @@ impl Pool {
 
     /// Everything, for the state dump.
     pub(crate) fn dump(&self) -> serde_json::Value {
-        let report = self.report(self.hub.now(), false);
+        let now = self.hub.now();
+        let report = self.report(now, false);
         let settings = self.settings();
         let state = self.state.lock();
         let pods: Vec<_> = state
@@ -96,6 +97,8 @@ impl Pool {
                     "terminating": pod.published.terminating,
                     "answers": pod.answers,
                     "onProbation": pod.on_probation,
+                    "ejectedMs": pod.ejected_until.map(|until| millis(until.saturating_sub(now))),
+                    "failures": pod.record.strikes,
                     "probed": pod.is_probed,
                     "mine": self.hub.shares(|shares| shares.may_use(*address)),
                     "inFlight": pod.endpoint.in_flight.load(Ordering::Relaxed),
@@ -113,4 +116,8 @@ impl Pool {
             "counters": report,
         })
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

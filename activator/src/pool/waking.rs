@@ -8,7 +8,64 @@ use super::Pool;
 /// Finished wakes kept until a report line carries them. Enough for a stream's absence; older ones go first.
 const KEPT_WAKES: usize = 8;
 
+/// The wake for those who look at the waiting page.
+#[derive(Debug, Default)]
+pub(super) enum PageWake {
+    /// Nobody looks, or the pool is ready.
+    #[default]
+    None,
+    /// One waits in their place.
+    Running,
+    /// It waited in vain: what is said about it.
+    Failed(String),
+}
+
 impl Pool {
+    /// Somebody looks at the page. Returns whether a wake is to begin: none is under way, and none has failed.
+    pub(crate) fn begin_page_wake(&self) -> bool {
+        let mut page = self.page.lock();
+        let begins = matches!(*page, PageWake::None);
+        if begins {
+            *page = PageWake::Running;
+        }
+        begins
+    }
+
+    /// The wake has ended; with a `failure`, in vain.
+    pub(crate) fn end_page_wake(&self, failure: Option<String>) {
+        *self.page.lock() = failure.map_or(PageWake::None, PageWake::Failed);
+    }
+
+    /// Somebody opens the page anew: a failure is of the past.
+    pub(crate) fn forget_page_failure(&self) {
+        let mut page = self.page.lock();
+        if matches!(*page, PageWake::Failed(_)) {
+            *page = PageWake::None;
+        }
+    }
+
+    /// Why the last wake for the page failed, if it did.
+    pub(crate) fn page_failure(&self) -> Option<String> {
+        match &*self.page.lock() {
+            PageWake::Failed(failure) => Some(failure.clone()),
+            _ => None,
+        }
+    }
+
+    /// How long ago the wake under way began.
+    pub(crate) fn waking_for(&self, now: Duration) -> Duration {
+        let state = self.state.lock();
+        state
+            .waking
+            .as_ref()
+            .map_or(Duration::ZERO, |clock| now.saturating_sub(clock.start()))
+    }
+
+    /// Waits until the first pod answers, from now on. Looked at before the first poll, nothing is missed.
+    pub(crate) fn becomes_ready(&self) -> tokio::sync::futures::Notified<'_> {
+        self.became_ready.notified()
+    }
+
     /// A leader says that it wakes the pool.
     pub(crate) fn acknowledge(&self, now: Duration) {
         let mut state = self.state.lock();

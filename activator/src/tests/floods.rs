@@ -58,6 +58,11 @@ async fn goodbye(stream: &mut TcpStream) -> Option<u32> {
     tokio::time::timeout(PATIENCE, reading).await.expect("ends")
 }
 
+/// The series of a cause.
+fn fault(cause: &str) -> String {
+    format!("activator_h2_faults_total{{cause=\"{cause}\"}} 1\n")
+}
+
 /// RFC 9113 §7.
 const PROTOCOL_ERROR: u32 = 1;
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -83,13 +88,33 @@ async fn floods_end_the_connection_they_come_by_and_nothing_else() {
     for _ in 0..20_000 {
         empty.extend(frame(CONTINUATION, 0, 1, &[]));
     }
-    let rows: [(&str, Vec<u8>, &[u32]); 4] = [
-        ("rapid reset", resets, &[ENHANCE_YOUR_CALM]),
-        ("CONTINUATION", continued, &[ENHANCE_YOUR_CALM, PROTOCOL_ERROR]),
-        ("empty CONTINUATION", empty, &[ENHANCE_YOUR_CALM, PROTOCOL_ERROR]),
-        ("data on no stream", frame(DATA, 0, 1, b"x"), &[PROTOCOL_ERROR]),
+    let pings = frame(PING, 0, 0, &[0; 8]).repeat(30_000);
+    let settings = frame(SETTINGS, 0, 0, &[]).repeat(30_000);
+    type Row<'a> = (&'a str, Vec<u8>, &'a [u32], &'a [&'a str]);
+    let rows: [Row<'_>; 6] = [
+        ("rapid reset", resets, &[ENHANCE_YOUR_CALM], &["rapid_reset"]),
+        (
+            "CONTINUATION",
+            continued,
+            &[ENHANCE_YOUR_CALM, PROTOCOL_ERROR],
+            &["continuation_flood", "header_list", "compression_error"],
+        ),
+        (
+            "empty CONTINUATION",
+            empty,
+            &[ENHANCE_YOUR_CALM, PROTOCOL_ERROR],
+            &["continuation_flood"],
+        ),
+        ("pings", pings, &[], &["ping_flood"]),
+        ("settings", settings, &[], &["settings_flood"]),
+        (
+            "data on no stream",
+            frame(DATA, 0, 1, b"x"),
+            &[PROTOCOL_ERROR],
+            &["protocol_error"],
+        ),
     ];
-    for (what, bytes, codes) in rows {
+    for (what, bytes, codes, causes) in rows {
         // Asleep: what is held is what costs.
         let mut fixture = Fixture::with_route(|spec| spec.queue_limit = 300).await;
         let mut stream = connect(&fixture).await;
@@ -110,6 +135,11 @@ async fn floods_end_the_connection_they_come_by_and_nothing_else() {
         fixture
             .until("nothing is left", |counters| counters.held == 0)
             .await;
+        let counted = |text: &str, cause: &str| text.contains(&fault(cause));
+        until_metrics(&fixture, what, |text| {
+            causes.iter().any(|cause| counted(text, cause))
+        })
+        .await;
         let pod = FakePod::new().await;
         fixture.publish(&[&pod]);
         assert_eq!(fixture.get("/").await.status, StatusCode::OK, "{what}");
@@ -187,6 +217,7 @@ async fn a_head_beyond_its_bound_is_refused() {
         .expect("writes");
     goodbye(&mut stream).await;
     assert_eq!(pod.requests(), 0);
+    until_metrics(&fixture, "counted", |text| text.contains(&fault("header_list"))).await;
 }
 
 #[tokio::test]

@@ -3,12 +3,15 @@
 
 mod cold;
 mod control;
+mod failing;
 mod fleet;
 mod floods;
 mod leaving;
 mod limits;
 mod protocol;
+mod streams;
 mod strict;
+mod waiting;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -198,6 +201,25 @@ pub(super) async fn until(what: &str, is_so: impl Fn() -> bool) {
         .unwrap_or_else(|_| panic!("never: {what}"));
 }
 
+/// The metrics as they are scraped.
+pub(super) async fn metrics(fixture: &Fixture) -> String {
+    send(fixture.app.admin_address, Request::get("/metrics"), Bytes::new())
+        .await
+        .body
+}
+
+/// Waits for something that is counted on another thread.
+pub(super) async fn until_metrics(fixture: &Fixture, what: &str, is_so: impl Fn(&str) -> bool) {
+    let waiting = async {
+        while !is_so(&metrics(fixture).await) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
+        panic!("never: {what}: {}", metrics(fixture).await);
+    }
+}
+
 pub(super) fn a_route(name: &str, listen: u16) -> Route {
     let spec = RouteSpec {
         ports: vec![RoutePort {
@@ -244,7 +266,7 @@ pub(super) fn a_slice(
             labels: Some([(crds::names::POOL_LABEL.to_owned(), pool.to_owned())].into()),
             ..ObjectMeta::default()
         },
-        address_type: "IPv4".into(),
+        address_type: if pod.is_ipv4() { "IPv4" } else { "IPv6" }.into(),
         endpoints: vec![Endpoint {
             addresses: vec![pod.ip().to_string()],
             conditions: Some(EndpointConditions {
