@@ -121,6 +121,7 @@ fn open(
         reason: &state.reason,
         elapsed_ms: state.elapsed.as_millis(),
         nonce: &nonce,
+        query: request.uri().query(),
     });
     let mut response = Response::new(Either::Left(Full::from(html)));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;

@@ -120,6 +120,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) elapsed_ms: u128,
     /// What style and script are allowed by: letters and digits.
     pub(crate) nonce: &'a str,
+    /// The query with which the page was opened, if any.
+    pub(crate) query: Option<&'a str>,
 }
 
 impl Default for Theme {
@@ -194,7 +196,13 @@ impl Theme {
             }
             Place::Script => page.push_str(&format!("<script nonce=\"{nonce}\">\n{SCRIPT}</script>")),
             Place::Noscript => {
-                page.push_str("<noscript><meta http-equiv=\"refresh\" content=\"3\"></noscript>");
+                // With a query, so that an address with a `#` is opened again and not only looked up in the page. The
+                // path is left to the browser: on the way here it may have been another.
+                let query = shown.query.map(|query| format!("; url=?{}", escape(query)));
+                let query = query.unwrap_or_default();
+                page.push_str(&format!(
+                    "<noscript><meta http-equiv=\"refresh\" content=\"3{query}\"></noscript>"
+                ));
             }
         }
     }
@@ -350,6 +358,7 @@ mod tests {
             reason: "0 of 1 pods are ready",
             elapsed_ms: 1200,
             nonce: "abc",
+            query: None,
         }
     }
 
@@ -396,6 +405,17 @@ mod tests {
         );
         assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;") && page.contains("a &amp; b"));
         assert!(page.contains("<html lang=\"de\">"));
+    }
+
+    #[test]
+    fn without_a_script_the_same_query_is_asked_again() {
+        let shown = Shown {
+            query: Some("a=1&b=\"><script>"),
+            ..shown()
+        };
+        let page = Theme::default().render(&shown);
+        let wanted = "content=\"3; url=?a=1&amp;b=&quot;&gt;&lt;script&gt;\"";
+        assert!(page.contains(wanted), "{page}");
     }
 
     #[test]
