@@ -4,7 +4,7 @@
 #   go install github.com/summerwind/h2spec/cmd/h2spec@latest
 #   activator/tests/h2spec.sh [H2SPEC]
 #
-# Skips with a reason when there is no h2spec. EXCEPTIONS below is the whole list of cases that may fail, each with why;
+# PROFILE=release takes a release build. Skips with a reason when there is no h2spec. EXCEPTIONS below is the whole list of cases that may fail, each with why;
 # any other failure fails the script, and so does an exception that passes.
 set -eu
 
@@ -22,7 +22,8 @@ fi
 command -v python3 >/dev/null || { echo "skipped: no python3, which plays the pod"; exit 0; }
 
 cd "$(dirname "$0")/../.."
-cargo build --quiet -p dormouse-activator --example held
+profile=${PROFILE:-debug}
+cargo build --quiet -p dormouse-activator --example held $([ "$profile" = debug ] || echo --release)
 target=${CARGO_TARGET_DIR:-target}
 work=$(mktemp -d)
 pod= activator=
@@ -62,7 +63,7 @@ Server((host, int(port)), Pod).serve_forever()
 PY
 pod=$!
 mkfifo "$work/in"
-"$target/debug/examples/held" serve 1 "$PORT" "$POD" <"$work/in" >"$work/out" 2>&1 &
+"$target/$profile/examples/held" serve 1 "$PORT" "$POD" <"$work/in" >"$work/out" 2>&1 &
 activator=$!
 exec 3>"$work/in"
 tries=0
