@@ -71,9 +71,16 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
-    pub(crate) fn new(body: Incoming, activity: Option<Arc<Activity>>) -> Self {
-        let inner = (!body.is_end_stream()).then_some(body);
-        Self { inner, activity }
+    pub(crate) fn new(body: Incoming) -> Self {
+        Self {
+            inner: (!body.is_end_stream()).then_some(body),
+            activity: None,
+        }
+    }
+
+    /// Notes its bytes.
+    pub(crate) fn watch(&mut self, activity: Arc<Activity>) {
+        self.activity = Some(activity);
     }
 
     /// Whether there is nothing to send but the head.

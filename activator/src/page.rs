@@ -19,12 +19,12 @@ use http::header::{
     ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, RANGE, RETRY_AFTER,
     UPGRADE_INSECURE_REQUESTS, USER_AGENT, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{Either, Full};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 
 use crate::account::{Counts, Use};
-use crate::body::ResponseBody;
+use crate::body::{ResponseBody, Upload};
 use crate::hold;
 use crate::hub::{self, Hub};
 use crate::pool::{Enter, Pool};
@@ -61,12 +61,17 @@ pub(crate) enum Asks {
 ///
 /// Browsers name a navigation by `Sec-Fetch-Mode`, but only over TLS and on localhost; elsewhere by
 /// `Upgrade-Insecure-Requests`, which they send with nothing else. One that only fetches ahead shows no page.
-pub(crate) fn asks(method: &Method, headers: &HeaderMap) -> Option<Asks> {
-    if *method != Method::GET || headers.contains_key(RANGE) {
+pub(crate) fn asks<B: Body>(request: &Request<B>, is_ready: bool) -> Option<Asks> {
+    let headers = request.headers();
+    if *request.method() != Method::GET {
         return None;
     }
     if headers.contains_key(WAIT_HEADER) {
         return Some(Asks::Progress);
+    }
+    // Now it is all the same who asks: the usual request pays for one look.
+    if is_ready || headers.contains_key(RANGE) || !request.body().is_end_stream() {
+        return None;
     }
     let navigates = match headers.get(SEC_FETCH_MODE) {
         Some(mode) => mode == "navigate",
@@ -82,31 +87,13 @@ pub(crate) fn asks(method: &Method, headers: &HeaderMap) -> Option<Asks> {
     (navigates && reads_html && !headers.contains_key(SEC_PURPOSE)).then_some(Asks::Page)
 }
 
-/// Answers a browser; `None`: the request is like any other.
-pub(crate) async fn serve(
-    connection: &Connection,
-    target: &Target,
-    pool: &Arc<Pool>,
-    request: &Request<Incoming>,
-) -> Option<Response<ResponseBody>> {
-    let page = target.waiting_page.as_ref()?;
-    if !request.body().is_end_stream() {
-        return None;
-    }
-    match asks(request.method(), request.headers())? {
-        Asks::Page if pool.ready() > 0 => None,
-        Asks::Page => Some(open(connection, target, page, pool, request)),
-        Asks::Progress => Some(Box::pin(progress(connection, target, request)).await),
-    }
-}
-
 /// The page.
-fn open(
+pub(crate) fn open(
     connection: &Connection,
     target: &Target,
     page: &WaitingPage,
     pool: &Arc<Pool>,
-    request: &Request<Incoming>,
+    request: &Request<Upload>,
 ) -> Response<ResponseBody> {
     let hub = &connection.hub;
     // Who opens it again after a failure wants another try.
@@ -141,10 +128,10 @@ fn open(
 }
 
 /// The answer to the page's question: held until the phase is another than the page shows.
-async fn progress(
+pub(crate) async fn progress(
     connection: &Connection,
     target: &Target,
-    request: &Request<Incoming>,
+    request: &Request<Upload>,
 ) -> Response<ResponseBody> {
     let hub = &connection.hub;
     let until = hub.now() + LONGEST;
@@ -227,7 +214,7 @@ fn told(state: &State) -> Response<ResponseBody> {
 }
 
 /// Wakes a pool for whoever looks at its page, unless that is under way or has failed.
-fn wake(connection: &Connection, pool: &Arc<Pool>, request: &Request<Incoming>) {
+fn wake(connection: &Connection, pool: &Arc<Pool>, request: &Request<Upload>) {
     if !pool.begin_page_wake() {
         return;
     }
@@ -345,12 +332,15 @@ mod tests {
                 None,
             ),
         ] {
-            let mut headers = HeaderMap::new();
+            let mut request = Request::new(Full::<Bytes>::default());
+            *request.method_mut() = Method::from_bytes(method.as_bytes()).expect("a method");
             for (name, value) in fields {
-                headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+                let (name, value) = (HeaderName::from_static(name), HeaderValue::from_static(value));
+                request.headers_mut().append(name, value);
             }
-            let method = Method::from_bytes(method.as_bytes()).expect("a method");
-            assert_eq!(asks(&method, &headers), wanted, "{what}");
+            assert_eq!(asks(&request, false), wanted, "{what}");
+            let when_ready = wanted.filter(|asks| *asks == Asks::Progress);
+            assert_eq!(asks(&request, true), when_ready, "{what}, while pods are ready");
         }
     }
 }

@@ -195,12 +195,12 @@ impl Reject {
     }
 
     /// The response, in the form that the client reads: gRPC, JSON, or a line of text.
-    pub(crate) fn response(&self, request: &HeaderMap) -> Response<Bytes> {
+    pub(crate) fn response(&self, reader: &Reader) -> Response<Bytes> {
         let sentence = self.sentence();
-        if is_grpc(request) {
+        if reader.is_grpc() {
             return self.grpc_response(&sentence);
         }
-        let (kind, body) = if accepts_json(request) {
+        let (kind, body) = if reader.accepts_json() {
             let body = serde_json::json!({ "error": self.label(), "message": sentence });
             ("application/json", format!("{body}\n"))
         } else {
@@ -249,20 +249,32 @@ impl Reject {
     }
 }
 
-/// Whether the request is a gRPC call.
-pub(crate) fn is_grpc(request: &HeaderMap) -> bool {
-    request
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+/// The fields of a request that say how its client reads a refusal. Kept while it waits, so they are few and small.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reader {
+    accept: Option<HeaderValue>,
+    content_type: Option<HeaderValue>,
 }
 
-/// Whether the client names JSON, or a kind of it, among what it accepts.
-fn accepts_json(request: &HeaderMap) -> bool {
-    request
-        .get_all(ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| value.contains("application/json") || value.contains("+json"))
+impl Reader {
+    pub(crate) fn of(request: &HeaderMap) -> Self {
+        Self {
+            accept: request.get(ACCEPT).cloned(),
+            content_type: request.get(CONTENT_TYPE).cloned(),
+        }
+    }
+
+    /// Whether the request is a gRPC call.
+    pub(crate) fn is_grpc(&self) -> bool {
+        let kind = self.content_type.as_ref();
+        kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    }
+
+    /// Whether the client names JSON, or a kind of it, among what it accepts.
+    fn accepts_json(&self) -> bool {
+        let accept = self.accept.as_ref().and_then(|accept| accept.to_str().ok());
+        accept.is_some_and(|accept| accept.contains("application/json") || accept.contains("+json"))
+    }
 }
 
 #[cfg(test)]
@@ -359,7 +371,7 @@ mod tests {
     #[test]
     fn each_refusal_has_its_status_its_grpc_code_and_its_sentence() {
         for (reject, status, grpc, sentence) in all() {
-            let response = reject.response(&HeaderMap::new());
+            let response = reject.response(&Reader::default());
             assert_eq!(response.status().as_u16(), status, "{reject:?}");
             assert_eq!(response.body(), &format!("{sentence}\n"), "{reject:?}");
             assert_eq!(
@@ -386,7 +398,7 @@ mod tests {
         ] {
             let mut request = HeaderMap::new();
             request.insert(ACCEPT, HeaderValue::from_static(accept));
-            let response = Reject::Draining.response(&request);
+            let response = Reject::Draining.response(&Reader::of(&request));
             let body: serde_json::Value = serde_json::from_slice(response.body()).expect("JSON");
             assert_eq!(body["error"], "draining", "{accept}");
         }
@@ -400,7 +412,7 @@ mod tests {
             pool: pool(),
             held: Duration::from_secs(60),
         }
-        .response(&request);
+        .response(&Reader::of(&request));
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "4");
         assert_eq!(

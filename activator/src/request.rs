@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crds::names::{HOP_HEADER, PROBE_HEADER, PROBE_INSTANCE_HEADER, PROBE_ROUTE_HEADER};
 use http::header::USER_AGENT;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -20,10 +20,10 @@ use crate::hold;
 use crate::hub::Hub;
 use crate::meter::Outcome;
 use crate::noise::{self, Noise};
-use crate::page;
+use crate::page::{self, Asks};
 use crate::places::{self, PLACE_HEADER, Word};
 use crate::pool::{Enter, Failure as Fails, Pool, Slot};
-use crate::reject::{self, Reject};
+use crate::reject::{Reader, Reject};
 use crate::route::Target;
 use crate::server::Listening;
 use crate::stream::{self, End};
@@ -79,13 +79,14 @@ struct Done {
     was_cold: bool,
 }
 
-/// Serves one request. Never fails: a refusal is a response too.
+/// Serves one request. Never fails: a refusal is a response too. It comes in a box, because each step that waits has room
+/// for what it was given.
 ///
 /// # Cancel safety
 /// Dropping the future is how a client that goes away gives everything back.
 pub(crate) async fn handle(
     connection: Arc<Connection>,
-    request: Request<Incoming>,
+    request: Box<Request<Upload>>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let Some(talk) = connection.talk.clone() else {
         return Ok(serve(connection, request).await);
@@ -102,28 +103,28 @@ pub(crate) async fn handle(
 }
 
 /// The five steps.
-async fn serve(connection: Arc<Connection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+async fn serve(connection: Arc<Connection>, mut request: Box<Request<Upload>>) -> Response<ResponseBody> {
     let hub = &connection.hub;
     let started = hub.now();
     let is_h2 = request.version() == Version::HTTP_2;
 
     // 1. Resolve.
     let Some((target, h2c)) = connection.listening.target() else {
-        return refuse(hub, &Reject::NoRoute, request.headers(), is_h2);
+        return refuse(hub, &Reject::NoRoute, &Reader::of(request.headers()), is_h2);
     };
     if let Some(nonce) = request.headers().get(PROBE_HEADER) {
         tracing::debug!(?nonce, route = target.title, "self-probe landed");
         return self_probe(hub, &target);
     }
     if let Err(reject) = check(&request) {
-        return refuse(hub, &reject, request.headers(), is_h2);
+        return refuse(hub, &reject, &Reader::of(request.headers()), is_h2);
     }
     let (word, pool) = match request.headers().get(PLACE_HEADER) {
         None => (None, target.choose(&mut |below| fastrand::u32(..below))),
         // From a peer that we have not been told of yet it must not become a request to a pod.
         Some(_) if !connection.is_peer => {
             let reject = Reject::BadRequest("dormouse-place is a field between activators");
-            return refuse(hub, &reject, request.headers(), is_h2);
+            return refuse(hub, &reject, &Reader::of(request.headers()), is_h2);
         }
         Some(value) => match places::read(value) {
             Some((word, pool)) => (Some(word), target.pool(pool)),
@@ -131,7 +132,7 @@ async fn serve(connection: Arc<Connection>, mut request: Request<Incoming>) -> R
         },
     };
     let Some(pool) = pool else {
-        return refuse(hub, &Reject::NoRoute, request.headers(), is_h2);
+        return refuse(hub, &Reject::NoRoute, &Reader::of(request.headers()), is_h2);
     };
     let kept = match word {
         Some(Word::Ask) => return Box::pin(keep_place(&connection, pool)).await,
@@ -146,12 +147,16 @@ async fn serve(connection: Arc<Connection>, mut request: Request<Incoming>) -> R
     if let Some(noise) = noise
         && pool.ready() == 0
     {
-        return answer_noise(hub, pool, noise, request.headers(), is_h2);
+        return answer_noise(hub, pool, noise, &Reader::of(request.headers()), is_h2);
     }
-    if word.is_none()
-        && let Some(response) = page::serve(&connection, &target, pool, &request).await
+    if let Some(page) = &target.waiting_page
+        && word.is_none()
     {
-        return response;
+        match page::asks(&request, pool.ready() > 0) {
+            Some(Asks::Page) => return page::open(&connection, &target, page, pool, &request),
+            Some(Asks::Progress) => return Box::pin(page::progress(&connection, &target, &request)).await,
+            None => {}
+        }
     }
     // Anybody may claim to be a peer: then it is never sent on, but it is counted all the same.
     let is_hop = request.headers().contains_key(HOP_HEADER);
@@ -174,7 +179,9 @@ async fn serve(connection: Arc<Connection>, mut request: Request<Incoming>) -> R
         h2c: h2c && client.upgrade.is_none(),
         started,
     };
-    let request = request.map(|body| Upload::new(body, activity.clone()));
+    if let Some(activity) = &activity {
+        request.body_mut().watch(Arc::clone(activity));
+    }
     // 2.–4. Admit, pick, forward: as often as it takes.
     match attempt(&call, &mut usage, request, kept, client.upgrade.is_some()).await {
         // 5. Account.
@@ -184,34 +191,28 @@ async fn serve(connection: Arc<Connection>, mut request: Request<Incoming>) -> R
             let fault = connection.talk.as_ref().and_then(|talk| talk.fault());
             let reject = fault.map_or(reject, Reject::BadRequest);
             usage.finish(reject.outcome());
-            refuse(hub, &reject, &client.headers, is_h2)
+            refuse(hub, &reject, &client.reader, is_h2)
         }
     }
 }
 
 /// What is kept of a request once it has moved on.
 struct Client {
-    /// The fields that say how a refusal is read.
-    headers: HeaderMap,
+    reader: Reader,
     upgrade: Option<OnUpgrade>,
 }
 
 impl Client {
-    fn of(request: &mut Request<Incoming>, is_h2: bool) -> Self {
-        let mut headers = HeaderMap::new();
-        for name in [http::header::ACCEPT, http::header::CONTENT_TYPE] {
-            if let Some(value) = request.headers().get(&name) {
-                headers.insert(name, value.clone());
-            }
-        }
+    fn of(request: &mut Request<Upload>, is_h2: bool) -> Self {
+        let reader = Reader::of(request.headers());
         let upgrade =
             (!is_h2 && headers::is_upgrade(request.headers())).then(|| hyper::upgrade::on(&mut *request));
-        Self { headers, upgrade }
+        Self { reader, upgrade }
     }
 }
 
 /// Refuses what no pod should see.
-fn check(request: &Request<Incoming>) -> Result<(), Reject> {
+fn check(request: &Request<Upload>) -> Result<(), Reject> {
     if request.method() == Method::CONNECT {
         return Err(Reject::BadRequest(
             "CONNECT is refused: this is not a forward proxy",
@@ -231,7 +232,7 @@ fn check(request: &Request<Incoming>) -> Result<(), Reject> {
 async fn attempt(
     call: &Call<'_>,
     usage: &mut Use,
-    request: Request<Upload>,
+    mut request: Box<Request<Upload>>,
     mut kept: Option<Slot>,
     is_upgrade: bool,
 ) -> Result<Done, Reject> {
@@ -240,10 +241,10 @@ async fn attempt(
     let mut tries = 0;
     let mut begun = None;
     let mut failed: Option<Arc<crate::pool::Endpoint>> = None;
-    let (mut parts, body) = request.into_parts();
+    let (mut parts, body) = std::mem::take(&mut *request).into_parts();
     let from = (call.counts != Counts::Hop).then_some(&call.connection.from);
     headers::to_pod(&mut parts, from, call.h2c, is_upgrade, !body.is_empty());
-    let mut request = Request::from_parts(parts, body);
+    *request = Request::from_parts(parts, body);
     loop {
         // 2. Admit and 3. pick: with a limit they are one fact, so the pool does both.
         let slot = match kept.take() {
@@ -271,7 +272,7 @@ async fn attempt(
             Err(failure) => failure,
         };
         usage.back(hub.now());
-        request = retry(call, &endpoint, failure, tries).await?;
+        request = Box::new(Box::pin(retry(call, &endpoint, failure, tries)).await?);
         failed = Some(endpoint);
     }
 }
@@ -319,11 +320,12 @@ async fn forward_once(
     endpoint: &Arc<crate::pool::Endpoint>,
     ticket: Option<u64>,
     (begun, sent): (Duration, Duration),
-    mut request: Request<Upload>,
+    mut request: Box<Request<Upload>>,
 ) -> Result<Result<Answer, Failure>, Reject> {
     let hub = &call.connection.hub;
     let Some(port) = endpoint.port(call.connection.listening.port) else {
         let error = std::io::Error::other("its port is not published yet");
+        let request = *request;
         return Ok(Err(Failure::Connect { request, error }));
     };
     let hop = endpoint.is_peer();
@@ -347,7 +349,7 @@ async fn forward_once(
         source: hub.source().filter(|_| hop),
     };
     let timeouts = &call.target.timeouts;
-    let sending = forward::send(line, request);
+    let sending = forward::send(line, *request);
     let (is_whole, at, after) = match (timeouts.response_start, timeouts.request) {
         (None, None) => return Ok(sending.await),
         (Some(start), Some(whole)) if begun + whole <= sent + start => (true, begun + whole, whole),
@@ -436,7 +438,7 @@ fn account(
         let talk = call.connection.talk.as_ref();
         if talk.is_some_and(|talk| !talk.switches()) {
             usage.finish(Outcome::Refused);
-            return refuse(hub, &Reject::BadRequest(EARLY), &client.headers, false);
+            return refuse(hub, &Reject::BadRequest(EARLY), &client.reader, false);
         }
         return switch(call, usage, client, response, done.begun);
     }
@@ -466,7 +468,7 @@ fn switch(
         usage.finish(Outcome::Failed);
         let reject = Reject::Internal("the pod switched protocols unasked");
         return reject
-            .response(&client.headers)
+            .response(&client.reader)
             .map(|body| Either::Left(Full::new(body)));
     };
     tokio::spawn(async move {
@@ -530,25 +532,25 @@ fn answer_noise(
     hub: &Hub,
     pool: &Pool,
     noise: Noise,
-    headers: &HeaderMap,
+    reader: &Reader,
     is_h2: bool,
 ) -> Response<ResponseBody> {
     hub.metrics.noise.inc();
     match noise {
         Noise::Probe => Response::new(Either::Left(Full::from("asleep, and well\n"))),
-        Noise::Scrape => refuse(hub, &Reject::Asleep(pool.describe()), headers, is_h2),
+        Noise::Scrape => refuse(hub, &Reject::Asleep(pool.describe()), reader, is_h2),
     }
 }
 
 /// Makes a refusal's response and counts it.
-fn refuse(hub: &Hub, reject: &Reject, headers: &HeaderMap, is_h2: bool) -> Response<ResponseBody> {
+fn refuse(hub: &Hub, reject: &Reject, reader: &Reader, is_h2: bool) -> Response<ResponseBody> {
     hub.metrics.rejections.with_label_values(&[reject.label()]).inc();
     tracing::debug!(reason = reject.label(), sentence = reject.sentence(), "refused");
-    let mut response = reject.response(headers);
+    let mut response = reject.response(reader);
     if is_h2 {
         // RFC 9113 §8.2.2: HTTP/2 has other means.
         response.headers_mut().remove(http::header::CONNECTION);
     }
-    debug_assert!(reject::is_grpc(headers) || response.status() == reject.status());
+    debug_assert!(reader.is_grpc() || response.status() == reject.status());
     response.map(|body| Either::Left(Full::new(body)))
 }

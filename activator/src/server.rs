@@ -14,7 +14,8 @@ use std::time::Duration;
 use crds::report::RouteAck;
 use crds::route::{Protocol, RoutePort};
 use http::header::CONNECTION;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Request, StatusCode};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::{Mutex, RwLock};
@@ -22,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::body::Upload;
 use crate::frames::{self, Watched};
 use crate::hub::Hub;
 use crate::reject::Reject;
@@ -415,7 +417,7 @@ async fn carry(hub: Arc<Hub>, worker: usize, accepted: Accepted) {
         return;
     };
     if listening.protocol() == Protocol::Tcp {
-        crate::tcp::carry(&hub, worker, stream, &listening).await;
+        Box::pin(crate::tcp::carry(&hub, worker, stream, &listening)).await;
         drop(room);
         return;
     }
@@ -443,7 +445,8 @@ async fn carry(hub: Arc<Hub>, worker: usize, accepted: Accepted) {
         })
     };
     let result = if is_h2 {
-        http2(stream, connection(None)).await
+        // Boxed: the many connections of HTTP/1.1 should not keep the room for it.
+        Box::pin(http2(stream, connection(None))).await
     } else {
         let talk = Arc::new(Talk::new(hub.config.max_header_bytes));
         let stream = Arc::new(stream);
@@ -481,7 +484,7 @@ async fn http1(
         .max_header_size(config.max_header_bytes)
         .max_buf_size(config.max_header_bytes);
     let service = service_fn(move |request| {
-        let connection = Arc::clone(&connection);
+        let (connection, request) = (Arc::clone(&connection), boxed(request));
         async move {
             let listening = Arc::clone(&connection.listening);
             let mut answer = request::handle(connection, request).await;
@@ -557,7 +560,7 @@ async fn http2(stream: TcpStream, connection: Arc<Connection>) -> Result<(), hyp
     let hub = Arc::clone(&connection.hub);
     let watched = Watched::new(stream, Arc::clone(&hub));
     let seen = watched.seen();
-    let service = service_fn(move |request| request::handle(Arc::clone(&connection), request));
+    let service = service_fn(move |request| request::handle(Arc::clone(&connection), boxed(request)));
     let serving = builder.serve_connection(TokioIo::new(watched), service);
     tokio::pin!(serving);
     let result = tokio::select! {
@@ -576,6 +579,10 @@ async fn http2(stream: TcpStream, connection: Arc<Connection>) -> Result<(), hyp
         hub.metrics.h2_faults.with_label_values(&[cause]).inc();
     }
     result
+}
+
+fn boxed(request: Request<Incoming>) -> Box<Request<Upload>> {
+    Box::new(request.map(Upload::new))
 }
 
 /// Tells HTTP/2 with prior knowledge from HTTP/1.1 by the first bytes, which stay in the socket.
