@@ -197,6 +197,67 @@ impl Load {
     }
 }
 
+/// A server of HTTP/2 with prior knowledge that ends as gRPC servers do: GOAWAY, finish what is under way, close.
+async fn polite(ends: CancellationToken) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind(SocketAddr::new(fresh_address(), 0))
+        .await
+        .expect("binds");
+    let address = listener.local_addr().expect("bound");
+    let serving = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let stream = tokio::select! {
+                accepted = listener.accept() => accepted.expect("accepts").0,
+                () = ends.cancelled() => break,
+            };
+            let ends = ends.clone();
+            connections.spawn(async move {
+                let service = hyper::service::service_fn(|_| async {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    Ok::<_, std::convert::Infallible>(Response::new(Full::<Bytes>::from("hello")))
+                });
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let mut serving = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
+                tokio::select! {
+                    _ = serving.as_mut() => return,
+                    () = ends.cancelled() => serving.as_mut().graceful_shutdown(),
+                }
+                drop(serving.await);
+            });
+        }
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+    });
+    (address, serving)
+}
+
+#[tokio::test]
+async fn pods_of_http2_that_say_goodbye_lose_nothing_whatever_the_method() {
+    for method in [http::Method::GET, http::Method::POST] {
+        let mut fixture = Fixture::with_route(|spec| spec.ports[0].h2c = true).await;
+        let (ends, stays) = (CancellationToken::new(), CancellationToken::new());
+        let (first, leaving) = polite(ends.clone()).await;
+        let (second, _staying) = polite(stays).await;
+        fixture.publish_as(&[(first, true, false), (second, true, false)]);
+        let load = Load::start(fixture.listen, method.clone());
+        fixture
+            .until("both are busy", |counters| counters.outcomes.ok > 50)
+            .await;
+        // We are told after the pod has ended.
+        ends.cancel();
+        leaving.await.expect("ends");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        fixture.publish_as(&[(second, true, false)]);
+        let (count, wrong) = load.end().await;
+        assert!(
+            wrong.is_empty(),
+            "{method}: {} of {count}: {:?}",
+            wrong.len(),
+            wrong.first()
+        );
+    }
+}
+
 async fn ask(listen: SocketAddr, method: http::Method, ends: CancellationToken) -> (usize, Vec<String>) {
     let stream = TcpStream::connect(listen).await.expect("connects");
     let (mut sender, connection) = hyper::client::conn::http1::handshake::<
