@@ -155,7 +155,8 @@ pub(crate) async fn progress(
         tokio::select! {
             () = becomes_ready => {}
             () = tokio::time::sleep(LOOK) => {}
-            () = hub.give_up.cancelled() => return told(&state),
+            // The page asks again, by another connection: a drain does not wait for it.
+            () = connection.listening.closes() => return told(&state),
         }
     }
 }

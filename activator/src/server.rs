@@ -85,6 +85,11 @@ impl Listening {
         }
     }
 
+    /// Waits until it closes.
+    pub(crate) async fn closes(&self) {
+        self.closing.cancelled().await;
+    }
+
     /// Whose port it is, and whether the pods speak HTTP/2 on it.
     pub(crate) fn target(&self) -> Option<(Arc<Target>, bool)> {
         self.served

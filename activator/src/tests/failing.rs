@@ -258,6 +258,35 @@ async fn pods_of_http2_that_say_goodbye_lose_nothing_whatever_the_method() {
     }
 }
 
+#[tokio::test]
+async fn a_post_that_a_pod_refuses_unread_is_sent_again_and_one_that_it_resets_is_not() {
+    for (reason, wanted) in [
+        (h2::Reason::REFUSED_STREAM, StatusCode::OK),
+        (h2::Reason::INTERNAL_ERROR, StatusCode::BAD_GATEWAY),
+    ] {
+        let mut fixture = Fixture::with_route(|spec| spec.ports[0].h2c = true).await;
+        let listener = TcpListener::bind(SocketAddr::new(fresh_address(), 0))
+            .await
+            .expect("binds");
+        fixture.publish_as(&[(listener.local_addr().expect("bound"), true, false)]);
+        let pod = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.expect("accepts");
+            let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+            let mut is_first = true;
+            while let Some(Ok((_, mut answer))) = connection.accept().await {
+                if std::mem::take(&mut is_first) {
+                    answer.send_reset(reason);
+                } else {
+                    answer.send_response(Response::new(()), true).expect("sent");
+                }
+            }
+        });
+        let answer = send(fixture.listen, Request::post("/"), Bytes::new()).await;
+        assert_eq!(answer.status, wanted, "{reason}: {}", answer.body);
+        pod.abort();
+    }
+}
+
 async fn ask(listen: SocketAddr, method: http::Method, ends: CancellationToken) -> (usize, Vec<String>) {
     let stream = TcpStream::connect(listen).await.expect("connects");
     let (mut sender, connection) = hyper::client::conn::http1::handshake::<
