@@ -6,6 +6,7 @@
 mod events;
 mod objects;
 mod ownership;
+mod rollouts;
 
 use std::future::Future;
 use std::time::Duration;

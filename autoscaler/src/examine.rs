@@ -228,6 +228,7 @@ pub fn same_pool(a: &Settings, b: &Settings) -> bool {
         waiting_page: String::new(),
         ignore: crds::route::Ignore::default(),
         queue_limit: 0,
+        depends_on: Vec::new(),
         ..settings.clone()
     };
     pool(a) == pool(b)

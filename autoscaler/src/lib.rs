@@ -13,7 +13,8 @@
 //!    asks the pure core for a step: replicas, a reason, what comes next, and when to look again.
 //! 4. [`cluster`] writes `/scale`; the stream already carries the acknowledgement. The reason becomes an Event, a metric
 //!    label, a log line, and by [`status`] the Route's `WHY`.
-//! 5. [`path`] is the second, slower machine: it puts activators into a Service's data path and takes them out again,
+//! 5. [`rollout`] lets new revisions of a workload in, and says how a Service's traffic is divided among their pools.
+//! 6. [`path`] is the second, slower machine: it puts activators into a Service's data path and takes them out again,
 //!    each step only when the one before is proven. [`examine`] says what stands in the way.
 //!
 //! [`lease`] lets one process do this while another stands by with warm streams. [`config`] has the knobs, [`clock`] the
@@ -30,6 +31,7 @@ mod lease;
 mod ledger;
 mod metrics;
 mod path;
+mod rollout;
 mod scale;
 mod shutdown;
 mod state;
@@ -50,9 +52,11 @@ use crate::ingest::{Fleet, Token};
 use crate::lease::Elector;
 use crate::metrics::Metrics;
 use crate::path::Capture;
+use crate::rollout::Rollouts;
+use crate::rollout::counts::Counts;
 use crate::scale::Scaler;
 use crate::shutdown::Phases;
-use crate::state::Registry;
+use crate::state::{Divisions, Registry};
 use crate::status::Publisher;
 use crate::watch::{Index, Scope};
 
@@ -118,6 +122,8 @@ struct App {
     index: Arc<Index>,
     fleet: Arc<Fleet>,
     capture: Arc<Capture<Fleet>>,
+    rollouts: Arc<Rollouts<Fleet>>,
+    counts: Arc<Counts>,
     /// Whether every Service is to be given back: asked for on the Lease, or by our own removal.
     release_all: cell::Sender<bool>,
     cluster: Arc<Cluster>,
@@ -141,6 +147,7 @@ impl App {
         let streams = Arc::clone(&fleet);
         // While a stream is missing there may be a request that nobody tells of.
         let busy = Arc::new(move |pool: &PoolKey| streams.busy(pool).unwrap_or(1));
+        let (divisions, counts) = (Divisions::new(), Arc::new(Counts::default()));
         let capture = Capture::new(
             clock,
             args.settle,
@@ -150,14 +157,28 @@ impl App {
             Arc::clone(&registry),
             busy,
             release_all.subscribe(),
+            Arc::clone(&divisions),
         );
         let scaler = Scaler::new(
             clock,
             Arc::clone(&index),
             Arc::clone(&cluster),
-            registry,
+            Arc::clone(&registry),
             Arc::clone(&fleet),
             Arc::clone(&metrics),
+            release_all.subscribe(),
+        );
+        let traffic = Arc::clone(&scaler);
+        let rollouts = Rollouts::new(
+            clock,
+            Arc::clone(&index),
+            Arc::clone(&cluster),
+            Arc::clone(&fleet),
+            registry,
+            divisions,
+            Arc::clone(&counts),
+            Arc::new(move |pool: &PoolKey| traffic.traffic(pool)),
+            release_all.subscribe(),
         );
         Self {
             client,
@@ -165,6 +186,8 @@ impl App {
             index,
             fleet,
             capture,
+            rollouts,
+            counts,
             release_all,
             cluster,
             events,
@@ -197,7 +220,13 @@ impl App {
             .clone()
             .map_or_else(|| Token::File(args.report_token_file.clone()), Token::Text);
         phases.last("the report streams", |stop| {
-            let sink = self.scaler.sink();
+            let (scaled, counts) = (self.scaler.sink(), Arc::clone(&self.counts));
+            let sink: ingest::Sink = Arc::new(move |event| {
+                if let ingest::Event::Line { report, .. } = &event {
+                    counts.line(report);
+                }
+                scaled(event);
+            });
             Arc::clone(&self.fleet).run(self.index.activators(), leading.clone(), token, sink, stop)
         });
         let (mut asked, asks) = (self.elector.release_all(), self.release_all.clone());
@@ -234,6 +263,10 @@ impl App {
         );
         phases.first("capture", |stop| {
             Arc::clone(&self.capture).run(leading.clone(), stop)
+        });
+        phases.first("rollouts", |stop| {
+            let namespace = args.watch_namespace.clone();
+            Arc::clone(&self.rollouts).run(self.client.clone(), namespace, leading.clone(), stop)
         });
         phases.first("status", |stop| {
             publisher.run(self.scaler.shown(), leading.clone(), stop)

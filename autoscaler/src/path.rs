@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::ingest::{Ack, Fleet, Live, Probe};
-use crate::state::{Dirty, Registry, RouteKey};
+use crate::state::{Dirty, Divisions, Registry, RouteKey};
 use crate::watch::Index;
 
 /// Services that are looked at side by side: most of a look is waiting for the API server.
@@ -105,6 +105,7 @@ pub(crate) struct Capture<A> {
     registry: Arc<Registry>,
     busy: Busy,
     release_all: watch::Receiver<bool>,
+    divisions: Arc<Divisions>,
     ports: Mutex<Ports<PortKey>>,
     policies: Mutex<HashMap<String, (Instant, Policies)>>,
     /// Services to look at, besides those that the index marks.
@@ -177,6 +178,7 @@ impl<A: Activators> Capture<A> {
         registry: Arc<Registry>,
         busy: Busy,
         release_all: watch::Receiver<bool>,
+        divisions: Arc<Divisions>,
     ) -> Arc<Self> {
         let (first, last) = (crds::names::FIRST_LISTEN_PORT, crds::names::LAST_LISTEN_PORT);
         Arc::new(Self {
@@ -192,6 +194,7 @@ impl<A: Activators> Capture<A> {
             registry,
             busy,
             release_all,
+            divisions,
             ports: Mutex::new(Ports::new(first, last, PORT_RESTS)),
             policies: Mutex::default(),
             again: Dirty::new(),
@@ -322,4 +325,4 @@ impl<A: Activators> Capture<A> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,17 +12,20 @@ mod carry;
 mod core;
 mod health;
 mod orphan;
+mod together;
 mod unit;
 mod view;
+mod worker;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crds::condition::reason;
 use crds::names::COMMAND_ANNOTATION;
 use crds::report::PoolKey;
+use dormouse_core::group::Standing;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
@@ -38,6 +41,7 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::state::{Dirty, Registry, RouteKey};
 use crate::watch::Index;
+use together::Together;
 use unit::Unit;
 
 /// Writes of `/scale` under way at once. A wake of everything in a large cluster is hundreds; the API server's own limit
@@ -49,6 +53,9 @@ const LOOKS: usize = 8;
 
 /// A new leader scales nothing down before this: by then the streams it already had have told it everything.
 const WARM_UP: Duration = Duration::from_secs(2);
+
+/// Decisions that one decision may lead to in the same turn, through groups and dependencies. More wait for the next turn.
+const TURN: usize = 4096;
 
 /// Decides and writes replicas.
 pub(crate) struct Scaler {
@@ -66,6 +73,7 @@ pub(crate) struct Scaler {
     writes: Arc<Semaphore>,
     looks: Arc<Semaphore>,
     tasks: TaskTracker,
+    release_all: watch::Receiver<bool>,
 }
 
 #[derive(Default)]
@@ -75,6 +83,7 @@ struct State {
     ledger: Ledger,
     units: HashMap<PoolKey, Unit>,
     pools_of: HashMap<RouteKey, BTreeSet<PoolKey>>,
+    together: Together,
     /// The last command carried out, by Route.
     commands: HashMap<RouteKey, String>,
     timers: BinaryHeap<Reverse<(Instant, PoolKey)>>,
@@ -89,6 +98,7 @@ impl Scaler {
         registry: Arc<Registry>,
         fleet: Arc<Fleet>,
         metrics: Arc<Metrics>,
+        release_all: watch::Receiver<bool>,
     ) -> Arc<Self> {
         Arc::new(Self {
             clock,
@@ -103,6 +113,7 @@ impl Scaler {
             writes: Arc::new(Semaphore::new(WRITES)),
             looks: Arc::new(Semaphore::new(LOOKS)),
             tasks: TaskTracker::new(),
+            release_all,
         })
     }
 
@@ -110,6 +121,12 @@ impl Scaler {
     pub(crate) fn sink(self: &Arc<Self>) -> Sink {
         let this = Arc::clone(self);
         Arc::new(move |event| this.bring(event))
+    }
+
+    /// Requests of a pool that are held and in flight, and its pods that an activator sees answering.
+    pub(crate) fn traffic(&self, pool: &PoolKey) -> (u32, u32) {
+        let traffic = self.state.lock().ledger.traffic(pool, Instant::now());
+        (traffic.held.saturating_add(traffic.in_flight), traffic.ready)
     }
 
     /// Routes whose status may say something else. For one taker.
@@ -129,9 +146,9 @@ impl Scaler {
             self.index.dirty_routes(),
         );
         let mut activators = self.fleet.changes();
-        let orphans = self
+        let workers = self
             .tasks
-            .spawn(orphan::run(Arc::clone(&self), leading.clone(), stop.clone()));
+            .spawn(worker::run(Arc::clone(&self), leading.clone(), stop.clone()));
         self.lead(leading.borrow_and_update().leader);
         loop {
             let next = self.next_timer();
@@ -149,7 +166,7 @@ impl Scaler {
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.fire(),
             }
         }
-        orphans.abort();
+        workers.abort();
         self.tasks.close();
         self.tasks.wait().await;
     }
@@ -163,6 +180,7 @@ impl Scaler {
         state.leads_since = leader.then(Instant::now);
         state.units.clear();
         state.pools_of.clear();
+        state.together = Together::default();
         state.commands.clear();
         state.timers.clear();
         drop(state);
@@ -219,8 +237,10 @@ impl Scaler {
                 }
             }
         }
+        let joined = state.together.enter(route, entry.as_deref());
         let Some(entry) = entry else {
             state.commands.remove(route);
+            self.decide_each(&mut state, joined);
             self.shown.mark([route.clone()]);
             return;
         };
@@ -238,9 +258,7 @@ impl Scaler {
             unit.routes.insert(route.clone(), Arc::clone(&entry));
         }
         state.pools_of.insert(route.clone(), pools.clone());
-        for pool in &pools {
-            self.decide(&mut state, pool, None);
-        }
+        self.decide_each(&mut state, pools.into_iter().chain(joined).collect());
         drop(state);
         self.shown.mark([route.clone()]);
         self.command(route);
@@ -266,8 +284,16 @@ impl Scaler {
             return;
         }
         state.commands.insert(route.clone(), asked.clone());
-        let pools = state.pools_of.get(route).cloned().unwrap_or_default();
-        match core::command(asked) {
+        let mut pools = state.pools_of.get(route).cloned().unwrap_or_default();
+        let command = core::command(asked);
+        if command == Some(Command::Sleep) {
+            // One alone would stay awake for the others.
+            pools = pools
+                .iter()
+                .flat_map(|pool| state.together.group_of(pool))
+                .collect();
+        }
+        match command {
             Some(command) => pools
                 .iter()
                 .for_each(|pool| self.decide(&mut state, pool, Some(command))),
@@ -278,9 +304,12 @@ impl Scaler {
     }
 
     fn decide_all(self: &Arc<Self>, keys: Vec<PoolKey>) {
-        let mut state = self.state.lock();
+        self.decide_each(&mut self.state.lock(), keys);
+    }
+
+    fn decide_each(self: &Arc<Self>, state: &mut State, keys: Vec<PoolKey>) {
         for key in keys {
-            self.decide(&mut state, &key, None);
+            self.decide(state, &key, None);
         }
     }
 
@@ -296,24 +325,51 @@ impl Scaler {
             .collect()
     }
 
-    /// The one place where replicas are decided.
+    /// Decides on one pool, and on those for which that means something.
     fn decide(self: &Arc<Self>, state: &mut State, key: &PoolKey, command: Option<Command>) {
+        let mut concerned = VecDeque::from(self.decide_one(state, key, command));
+        for _ in 0..TURN {
+            let Some(next) = concerned.pop_front() else { return };
+            for key in self.decide_one(state, &next, None) {
+                if !concerned.contains(&key) {
+                    concerned.push_back(key);
+                }
+            }
+        }
+        let now = Instant::now();
+        for key in concerned {
+            if let Some(unit) = state.units.get_mut(&key) {
+                unit.timer = Some(now);
+                state.timers.push(Reverse((now, key)));
+                self.timer.notify_one();
+            }
+        }
+    }
+
+    /// The one place where replicas are decided. Returns the pools for which others mean something else now.
+    fn decide_one(
+        self: &Arc<Self>,
+        state: &mut State,
+        key: &PoolKey,
+        command: Option<Command>,
+    ) -> Vec<PoolKey> {
         let Some(leads_since) = state.leads_since else {
-            return;
+            return Vec::new();
         };
         let State {
             units,
             ledger,
             timers,
+            together,
             ..
         } = state;
         let Some(unit) = units.get_mut(key) else {
-            return;
+            return Vec::new();
         };
         let now = Instant::now();
         let Some(workload) = self.index.workload(&key.namespace, &unit.workload) else {
             unit.next = format!("{} is not there", unit.workload);
-            return;
+            return together.observe(self.time(now), key, Standing::default()).1;
         };
         let mut traffic = ledger.traffic(key, now);
         traffic.last_request = traffic.last_request.max(unit.last_request);
@@ -337,10 +393,23 @@ impl Scaler {
             complete: warm,
             command,
         };
-        let Some(outcome) = unit.step(&self.clock, situation) else {
-            return;
+        let replicas = unit.replicas.unwrap_or(0);
+        let mut concerned = Vec::new();
+        let company = |now, wanted| {
+            let standing = Standing {
+                wanted,
+                replicas,
+                ready,
+            };
+            let (company, others) = together.observe(now, key, standing);
+            concerned = others;
+            company
         };
-        unit.want = outcome.replicas;
+        let Some(outcome) = unit.step(&self.clock, situation, company) else {
+            return concerned;
+        };
+        // One that waits for others is on its way up.
+        unit.want = outcome.replicas.max(u32::from(outcome.waits));
         if before.2 == 0
             && let Some(took) = started_first
         {
@@ -370,7 +439,7 @@ impl Scaler {
             }
         }
         // Acknowledged while it is carried out: what cannot be written is left to the activator to try.
-        let waking = waiting && (unit.writing.is_some() || unit.replicas.unwrap_or(0) > 0);
+        let waking = outcome.waits || (waiting && (unit.writing.is_some() || unit.replicas.unwrap_or(0) > 0));
         if waking != unit.waking {
             unit.waking = waking;
             self.fleet.set_waking(key, waking);
@@ -387,6 +456,11 @@ impl Scaler {
         if outcome.changed || withdrawn || before != (unit.want, unit.waking, unit.ready()) {
             self.shown.mark(unit.routes.keys().cloned());
         }
+        concerned
+    }
+
+    fn time(&self, now: Instant) -> dormouse_core::Time {
+        dormouse_core::Time::from_epoch(self.clock.at(now))
     }
 
     fn next_timer(&self) -> Option<Instant> {

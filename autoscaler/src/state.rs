@@ -5,12 +5,12 @@
 //! traffic of each pool. Both are plain tables behind a short lock that
 //! say which keys need another look.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crds::Settings;
 use crds::report::PoolKey;
-use crds::route::{Phase, Workload};
+use crds::route::{Phase, RouteRollout, Workload};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use parking_lot::RwLock;
 
@@ -21,13 +21,28 @@ pub(crate) struct RouteKey {
     pub(crate) name: String,
 }
 
+impl RouteKey {
+    /// The key of a workload that has no Service, and so no Route. No Service has such a name: it has a slash.
+    pub(crate) fn worker(namespace: &str, workload: &Workload) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: workload.to_string(),
+        }
+    }
+
+    /// Whether it stands for a workload without a Service.
+    pub(crate) fn is_worker(&self) -> bool {
+        self.name.contains('/')
+    }
+}
+
 impl std::fmt::Display for RouteKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 
-/// What the capture side says of one opted-in Service.
+/// What the capture side says of one opted-in Service, or of a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry {
     /// The last good settings.
@@ -38,6 +53,10 @@ pub(crate) struct Entry {
     pub(crate) may_sleep: Result<(), String>,
     /// Replicas to keep at least, whatever the traffic, and why: before capture and during release.
     pub(crate) at_least: Option<(u32, String)>,
+    /// Pods that single pools need at least, and why: a rollout's.
+    pub(crate) needs: BTreeMap<PoolKey, (u32, String)>,
+    /// Pools that get no requests now: `min-scale` is not for them.
+    pub(crate) idle: BTreeSet<PoolKey>,
     /// `hpa/NAME` when a HorizontalPodAutoscaler scales 1→N and we only 0↔1.
     pub(crate) scaled_by: Option<String>,
     /// Phase that capture decides (`Direct`, `FailOpen`, `Refused`); `None`: the scale side decides by pods.
@@ -103,6 +122,92 @@ impl Registry {
             .iter()
             .map(|(key, entry)| (key.clone(), Arc::clone(entry)))
             .collect()
+    }
+}
+
+/// How a Service's traffic is divided among the pools of its workload's revisions.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Division {
+    /// The user's own workload.
+    pub(crate) target: Workload,
+    /// Pools by name and weight, adding up to all; one with 0 stands by.
+    pub(crate) weights: BTreeMap<String, u32>,
+    /// What the Route says of the candidate.
+    pub(crate) rollout: Option<RouteRollout>,
+    /// Pods that pools need at least, and why.
+    pub(crate) needs: BTreeMap<String, (u32, String)>,
+    /// Pools that get no traffic, and still have to be scaled.
+    pub(crate) others: BTreeSet<String>,
+}
+
+/// What is known of a Service's division.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Divided {
+    /// Not yet: what the Route says stands.
+    Unknown,
+    /// It has none.
+    Whole,
+    /// Like this.
+    Into(Arc<Division>),
+}
+
+/// All divisions. The rollout side writes, the capture side reads.
+#[derive(Debug)]
+pub(crate) struct Divisions {
+    state: RwLock<(bool, HashMap<RouteKey, Arc<Division>>)>,
+    dirty: Arc<Dirty<RouteKey>>,
+}
+
+impl Divisions {
+    /// Nothing is known yet.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            state: RwLock::default(),
+            dirty: Dirty::new(),
+        })
+    }
+
+    /// From now on a Service without a division has none.
+    pub(crate) fn set_known(&self, known: bool) {
+        let mut state = self.state.write();
+        if state.0 != known {
+            state.0 = known;
+            let keys: Vec<RouteKey> = state.1.keys().cloned().collect();
+            drop(state);
+            self.dirty.mark(keys);
+        }
+    }
+
+    /// What is known of a Service.
+    pub(crate) fn of(&self, key: &RouteKey) -> Divided {
+        let state = self.state.read();
+        match state.1.get(key) {
+            Some(division) => Divided::Into(Arc::clone(division)),
+            None if state.0 => Divided::Whole,
+            None => Divided::Unknown,
+        }
+    }
+
+    /// Publishes a division, or that there is none any more.
+    pub(crate) fn set(&self, key: &RouteKey, division: Option<Division>) {
+        let mut state = self.state.write();
+        let changed = match division {
+            None => state.1.remove(key).is_some(),
+            Some(division) if state.1.get(key).is_some_and(|old| **old == division) => false,
+            Some(division) => {
+                state.1.insert(key.clone(), Arc::new(division));
+                true
+            }
+        };
+        drop(state);
+        if changed {
+            self.dirty.mark([key.clone()]);
+        }
+    }
+
+    /// Services whose division changed. For one taker: the capture side.
+    pub(crate) fn dirty(&self) -> Arc<Dirty<RouteKey>> {
+        Arc::clone(&self.dirty)
     }
 }
 

@@ -221,6 +221,14 @@ impl Index {
         found
     }
 
+    /// The workloads that are annotated to sleep themselves, and to which no opted-in or captured Service leads.
+    pub(crate) fn workers(&self) -> Vec<Arc<WorkloadFacts>> {
+        let tables = self.tables.read();
+        let mut found = tables.workloads_opted_in();
+        found.retain(|workload| !workload.deleting && tables.services_of(workload).is_empty());
+        found
+    }
+
     /// The HorizontalPodAutoscalers of a workload.
     pub(crate) fn hpas_of(&self, namespace: &str, workload: &Workload) -> Vec<Arc<HpaFacts>> {
         self.tables.read().hpa_of(namespace, workload)

@@ -18,6 +18,8 @@ pub const SCALED_BY_HPA: &str = "ScaledByHPA";
 pub const FAIL_OPEN: &str = "FailOpen";
 /// `False` when pods cannot become ready: crash loop, image, scheduling, quota, never ready.
 pub const WORKLOAD_HEALTHY: &str = "WorkloadHealthy";
+/// `False` while something about `depends-on` cannot be obeyed as written; the message names it and the fix.
+pub const DEPENDENCIES: &str = "DependenciesResolved";
 /// `True` while there is something a user may want to know that stops nothing; the message lists it.
 pub const WARNING: &str = "Warning";
 
@@ -73,6 +75,16 @@ pub mod reason {
     pub const CREATE_FAILED: &str = "FailedCreate";
     /// ScaledByHPA: the HorizontalPodAutoscaler is named in the message.
     pub const HPA: &str = "HorizontalPodAutoscaler";
+    /// DependenciesResolved: nothing has the name that `depends-on` gives.
+    pub const DEPENDENCY_NOT_FOUND: &str = "DependencyNotFound";
+    /// DependenciesResolved: what it names is there, but is not opted in or cannot be captured.
+    pub const DEPENDENCY_NOT_CAPTURED: &str = "DependencyNotCaptured";
+    /// DependenciesResolved: it depends on itself, through others.
+    pub const DEPENDENCY_CYCLE: &str = "DependencyCycle";
+    /// DependenciesResolved: what it names is in another group.
+    pub const DEPENDENCY_IN_OTHER_GROUP: &str = "DependencyInOtherGroup";
+    /// An Event on a workload without a Service: it is opted in, and cannot be put to sleep.
+    pub const WORKER_REFUSED: &str = "WorkerRefused";
     /// Warning: NetworkPolicies select the pods.
     pub const NETWORK_POLICY: &str = "NetworkPolicy";
     /// Warning: a traffic policy of the Service is `Local`.

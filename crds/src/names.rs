@@ -23,6 +23,12 @@ pub const POOL_LABEL: &str = "dormouse.dev/pool";
 /// Label on every object that we own, naming the Service it was made for.
 pub const SERVICE_LABEL: &str = "dormouse.dev/service";
 
+/// Label of a revision's pool, its pods and its Revision object: the revision's name.
+pub const REVISION_LABEL: &str = "dormouse.dev/revision";
+
+/// Label of a revision's pool and of its Revision object: the Rollout's name.
+pub const ROLLOUT_LABEL: &str = "dormouse.dev/rollout";
+
 /// Value of `endpointslice.kubernetes.io/managed-by` on the slices that we publish on users' Services.
 pub const SLICE_MANAGER: &str = "dormouse.dev";
 

@@ -466,8 +466,8 @@ fn keys_that_are_not_yet_active_are_listed_as_written() {
     let rows: &[(&str, &str, bool)] = &[
         ("preference", "snappy", true),
         ("schedule", "daily 08:00-18:00 min=1", true),
-        ("group", "a", true),
-        ("depends-on", "db", true),
+        ("group", "a", false),
+        ("depends-on", "db", false),
         ("rollout", "canary", true),
         ("protocol", "tcp", true),
         ("protocol", "http", false),

@@ -17,6 +17,8 @@
 //!    writers into one [`Step`]: replicas to write, a [`Reason`] in one sentence, the next [`Plan`],
 //!    and when to look again. An idle pool at zero is never looked at: it costs nothing.
 //!
+//! Pools that wake and sleep with others are told so by [`group`], between the two halves of a step.
+//!
 //! A new revision is let in by [`rollout`]: which weight, with which pods, and back when [`evidence`] says that it is worse.
 //!
 //! Beside that stands the data path: [`capture`] takes a Service's traffic over and gives it back without ever leaving it
@@ -26,6 +28,7 @@ pub mod adaptive;
 pub mod capture;
 pub mod conflict;
 pub mod evidence;
+pub mod group;
 pub mod idle;
 pub mod kpa;
 pub mod policy;

@@ -8,11 +8,12 @@ mod knative;
 
 use std::time::Duration;
 
-pub use facts::{Command, Facts, Foreign, Phase, Sample, Step};
+pub use facts::{Command, Draft, Facts, Foreign, Phase, Sample, Step};
 
 use self::knative::Knative;
 use crate::adaptive::{self, Adaptive, Pods, Sizing};
 use crate::conflict::Conflict;
+use crate::group::Company;
 use crate::idle::{self, Activity, Gate, Ladder, Rest, Verdict};
 use crate::reason::{Cause, Plan, Reason};
 use crate::time::earliest;
@@ -29,6 +30,10 @@ pub struct Pool {
     used: Time,
     /// When it last left zero.
     woken: Option<Time>,
+    /// When a user last asked it to sleep. That stands until it is used again, also when others keep it awake meanwhile.
+    asked: Option<Time>,
+    /// It serves no requests: it rises with others, and nothing tells how many pods it needs.
+    follows: bool,
     /// `initial-scale` has not been reached yet.
     initial: bool,
     /// How a `kpa` pool stands.
@@ -62,6 +67,8 @@ impl Pool {
             sample: Sample::default(),
             used: now,
             woken: None,
+            asked: None,
+            follows: false,
             initial: false,
             activity: None,
             numbers: Vec::new(),
@@ -71,6 +78,12 @@ impl Pool {
     /// Its workload has just been captured for the first time: `initial-scale` counts until it has been reached once.
     pub fn begin_at_initial_scale(&mut self) {
         self.initial = self.policy.knobs().initial_scale > 1;
+    }
+
+    /// It serves no requests and rises only with others: that it has just been met is no use.
+    pub fn begin_unused(&mut self) {
+        self.used = Time::EPOCH;
+        self.follows = true;
     }
 
     /// The user changed the knobs. What has been measured stays as far as it fits.
@@ -102,20 +115,21 @@ impl Pool {
         self.sample = *sample;
     }
 
-    /// Decides.
+    /// Decides, for a pool that has no company.
     pub fn step(&mut self, now: Time, facts: &Facts) -> Step {
+        let draft = self.draft(now, facts);
+        self.conclude(now, facts, draft, &Company::Free)
+    }
+
+    /// The first half of a decision: what it would do if it were alone.
+    pub fn draft(&mut self, now: Time, facts: &Facts) -> Draft {
         self.take_in(now, facts);
         let wanted = self.wanted(now, facts);
         let shrink = wanted.plan.filter(|(_, to)| (1..facts.replicas).contains(to));
         let mut wake_at = shrink.map(|(at, _)| at);
         let mut plan = shrink.map(|(at, to)| {
-            (
-                at,
-                Plan::Shrink {
-                    after: at.since(now),
-                    to,
-                },
-            )
+            let after = at.since(now);
+            (at, Plan::Shrink { after, to })
         });
         let (mut to, mut cause) = (wanted.pods, wanted.cause);
         let asked = facts.command == Some(Command::Sleep);
@@ -130,8 +144,8 @@ impl Pool {
                     until,
                     sleeps,
                 } => {
-                    if to <= 1 {
-                        (to, cause) = (1, why);
+                    if to <= 1 || self.follows {
+                        (to, cause) = (to.max(1), why);
                     }
                     wake_at = earliest(wake_at, until);
                     let sleep = until.filter(|_| sleeps);
@@ -141,23 +155,51 @@ impl Pool {
             }
         }
         (to, cause) = self.bound(to, cause, facts);
-        (to, cause) = self.restrain(now, to, cause, facts);
+        Draft {
+            to,
+            cause,
+            plan,
+            wake_at,
+        }
+    }
+
+    /// The second half: what others mean for it.
+    pub fn conclude(&mut self, now: Time, facts: &Facts, draft: Draft, company: &Company) -> Step {
+        let Draft {
+            to,
+            cause,
+            mut plan,
+            mut wake_at,
+        } = draft;
+        let (to, cause) = self.join(to, cause, facts, company);
+        let (to, cause) = self.restrain(now, to, cause, facts);
+        if matches!(company, Company::Awake { .. } | Company::Kept { .. }) {
+            // It sleeps when the others do.
+            plan = plan.filter(|(_, plan)| !matches!(plan, Plan::Sleep { .. }));
+        }
         let calm_at = self.conflict.calm_at(now).filter(|_| self.conflict.stopped(now));
         if let Some(at) = calm_at {
             plan = Some((at, Plan::Calm { after: at.since(now) }));
             wake_at = earliest(wake_at, calm_at);
         }
-        self.settle(now, to, facts);
+        self.settle(now, to, facts, matches!(cause, Cause::Together { .. }));
+        let mut wake_at = self.wake_at(now, to, facts, wake_at);
+        if let Company::Waits { until, .. } = company {
+            wake_at = earliest(wake_at, Some(*until));
+        }
         Step {
             replicas: (to != facts.replicas).then_some(to),
-            phase: phase(to, facts.ready),
+            phase: match to {
+                0 if matches!(cause, Cause::Waits { .. }) => Phase::Waking,
+                _ => phase(to, facts.ready),
+            },
             reason: Reason {
                 from: facts.replicas,
                 to,
                 cause,
             },
             next: plan.filter(|_| to > 0).map(|(_, plan)| plan),
-            wake_at: self.wake_at(now, to, facts, wake_at),
+            wake_at,
         }
     }
 
@@ -189,8 +231,11 @@ impl Pool {
                 (self.used, self.woken) = (now, Some(now));
             }
         }
-        if facts.command == Some(Command::Wake) {
-            self.used = now;
+        match facts.command {
+            Some(Command::Wake) => (self.used, self.asked) = (now, None),
+            Some(Command::Sleep) if !self.busy() => self.asked = Some(now),
+            _ if facts.replicas == 0 => self.asked = None,
+            _ => {}
         }
         if facts.ready >= self.policy.knobs().initial_scale {
             self.initial = false;
@@ -220,6 +265,9 @@ impl Pool {
                 Some(Command::Wake) => still(first, Cause::Wake),
                 _ => still(0, Cause::Steady),
             };
+        }
+        if self.follows {
+            return still(facts.replicas, Cause::Steady);
         }
         if let Some(name) = &facts.scaled_by {
             let pods = if self.busy() { facts.replicas } else { 0 };
@@ -274,7 +322,7 @@ impl Pool {
 
     /// The ladder to zero.
     fn rest(&mut self, now: Time, facts: &Facts) -> Ladder {
-        let asked = facts.command == Some(Command::Sleep);
+        let asked = self.asked.is_some_and(|at| self.used <= at);
         let rest = Rest {
             busy: self.busy(),
             used: self.used,
@@ -286,7 +334,10 @@ impl Pool {
             asked,
         };
         if !self.knatives_rule() || asked || facts.scaled_by.is_some() {
-            return idle::rest(now, &self.policy, &rest);
+            return match idle::rest(now, &self.policy, &rest) {
+                Ladder::Go(Cause::Idle { .. }) if self.used == Time::EPOCH => Ladder::Go(Cause::Unneeded),
+                ladder => ladder,
+            };
         }
         // All other rungs hold as they do for anyone.
         let ladder = idle::rest(now, &self.policy, &Rest { asked: true, ..rest });
@@ -367,6 +418,34 @@ impl Pool {
         (to, cause)
     }
 
+    /// With others: up for them, not down before them, and not up before what it depends on.
+    fn join(&self, to: u32, cause: Cause, facts: &Facts, company: &Company) -> (u32, Cause) {
+        match company {
+            Company::Waits { why, .. } if facts.replicas == 0 => (0, Cause::Waits { why: why.clone() }),
+            Company::Free | Company::Waits { .. } => (to, cause),
+            Company::Follows { note } if facts.replicas == 0 && to > 0 => {
+                let (cause, note) = (Box::new(cause), note.clone());
+                (to, Cause::After { cause, note })
+            }
+            Company::Follows { .. } => (to, cause),
+            Company::Kept { .. } if facts.replicas == 0 => (to, cause),
+            Company::Kept { why } | Company::Awake { why } => {
+                let rises = facts.replicas == 0 || self.follows;
+                let first = if rises && facts.scaled_by.is_none() {
+                    self.policy.knobs().activation_scale.unwrap_or(1)
+                } else {
+                    1
+                };
+                // Also told when it is what holds the last pod, rather than what raises it.
+                if to < first || (to == first && facts.replicas == first && cause == Cause::Steady) {
+                    (first, Cause::Together { why: why.clone() })
+                } else {
+                    (to, cause)
+                }
+            }
+        }
+    }
+
     /// What must not be written now: less while reports are missing, and anything while somebody else fights for it.
     fn restrain(&self, now: Time, to: u32, cause: Cause, facts: &Facts) -> (u32, Cause) {
         let from = facts.replicas;
@@ -406,10 +485,13 @@ impl Pool {
         (to, cause)
     }
 
-    /// Remembers what the decision changes.
-    fn settle(&mut self, now: Time, to: u32, facts: &Facts) {
+    /// Remembers what the decision changes. To be woken `for_others` is no use of its own: it would keep these awake in turn.
+    fn settle(&mut self, now: Time, to: u32, facts: &Facts, for_others: bool) {
         if facts.replicas == 0 && to > 0 {
-            (self.used, self.woken) = (self.used.max(now), Some(now));
+            self.woken = Some(now);
+            if !for_others {
+                self.used = self.used.max(now);
+            }
         }
         if to == 0 {
             match &mut self.sizer {

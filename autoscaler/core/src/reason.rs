@@ -98,6 +98,25 @@ pub enum Cause {
         /// Why.
         why: String,
     },
+    /// It has a pod for others: its group, or what depends on it.
+    Together {
+        /// For whom.
+        why: String,
+    },
+    /// It serves no requests, and nobody that it has pods for is awake.
+    Unneeded,
+    /// It is to have a pod, once what it depends on has.
+    Waits {
+        /// For whom it rises, and for whom it waits.
+        why: String,
+    },
+    /// It has waited for what it depends on.
+    After {
+        /// What else led to it.
+        cause: Box<Cause>,
+        /// How the wait ended.
+        note: String,
+    },
     /// `dormouse wake`.
     Wake,
     /// `dormouse sleep`.
@@ -152,30 +171,40 @@ impl Reason {
     /// The metric's label: from a closed set.
     #[must_use]
     pub fn label(&self) -> &'static str {
-        match self.cause {
-            Cause::FirstRequest { .. } => "first_request",
-            Cause::Load { .. } => "load",
-            Cause::Queue { .. } => "queue",
-            Cause::Less { .. } => "less_load",
-            Cause::Window { panicking: false, .. } => "window",
-            Cause::Window { panicking: true, .. } => "panic",
-            Cause::Idle { .. } => "idle",
-            Cause::NeverReady { .. } => "never_ready",
-            Cause::Minimum { .. } => "minimum",
-            Cause::Maximum { .. } => "maximum",
-            Cause::Initial { .. } => "initial",
-            Cause::AtLeast { .. } => "at_least",
-            Cause::Wake => "wake_command",
-            Cause::Sleep => "sleep_command",
-            Cause::Busy { .. } => "busy",
-            Cause::MayNotSleep { .. } => "may_not_sleep",
-            Cause::Stale => "stale",
-            Cause::JustWoken { .. } => "just_woken",
-            Cause::ScaledBy { .. } => "scaled_by",
-            Cause::Conflict { .. } => "conflict",
-            Cause::ForeignWake { .. } => "foreign_wake",
-            Cause::Steady => "steady",
-            Cause::NoData => "no_data",
+        self.cause.label()
+    }
+}
+
+impl Cause {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::FirstRequest { .. } => "first_request",
+            Self::Load { .. } => "load",
+            Self::Queue { .. } => "queue",
+            Self::Less { .. } => "less_load",
+            Self::Window { panicking: false, .. } => "window",
+            Self::Window { panicking: true, .. } => "panic",
+            Self::Idle { .. } => "idle",
+            Self::NeverReady { .. } => "never_ready",
+            Self::Minimum { .. } => "minimum",
+            Self::Maximum { .. } => "maximum",
+            Self::Initial { .. } => "initial",
+            Self::AtLeast { .. } => "at_least",
+            Self::Together { .. } => "together",
+            Self::Unneeded => "unneeded",
+            Self::Waits { .. } => "waits",
+            Self::After { cause, .. } => cause.label(),
+            Self::Wake => "wake_command",
+            Self::Sleep => "sleep_command",
+            Self::Busy { .. } => "busy",
+            Self::MayNotSleep { .. } => "may_not_sleep",
+            Self::Stale => "stale",
+            Self::JustWoken { .. } => "just_woken",
+            Self::ScaledBy { .. } => "scaled_by",
+            Self::Conflict { .. } => "conflict",
+            Self::ForeignWake { .. } => "foreign_wake",
+            Self::Steady => "steady",
+            Self::NoData => "no_data",
         }
     }
 }
@@ -252,6 +281,9 @@ impl Display for Cause {
             Self::Maximum { max, wanted } => write!(f, "max-scale is {max}, {wanted} would be wanted"),
             Self::Initial { initial } => write!(f, "initial-scale is {initial}"),
             Self::AtLeast { replicas, why } => write!(f, "at least {replicas}: {why}"),
+            Self::Together { why } | Self::Waits { why } => write!(f, "{why}"),
+            Self::Unneeded => write!(f, "nobody that it has pods for is awake"),
+            Self::After { cause, note } => write!(f, "{cause}; {note}"),
             Self::Wake => write!(f, "asked to wake"),
             Self::Sleep => write!(f, "asked to sleep"),
             Self::Busy { in_flight, held } => {

@@ -32,7 +32,7 @@ const LONGEST_NOTE: usize = 1024;
 /// What an Event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Subject {
-    /// `Service`, `Deployment`, `StatefulSet` or `Route`.
+    /// `Service`, `Deployment`, `StatefulSet`, `Route` or `Rollout`.
     pub(crate) kind: &'static str,
     /// Namespace.
     pub(crate) namespace: String,
@@ -179,7 +179,7 @@ impl EventWriter {
         } = notice.subject.clone();
         let event_name = format!("{name}.{:x}", now.as_nanosecond());
         let api_version = match kind {
-            "Route" => "dormouse.dev/v1alpha1",
+            "Route" | "Rollout" => "dormouse.dev/v1alpha1",
             "Service" => "v1",
             _ => "apps/v1",
         };

@@ -1,24 +1,24 @@
 //! The facts of one Service: what the index and the streams show, in the terms of the state machine.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crds::Settings;
 use crds::condition::{CAPTURED, reason};
 use crds::report::PoolKey;
-use crds::route::{Route, RouteSpec};
+use crds::route::{Route, RouteSpec, Workload};
 use dormouse_core::Time;
 use dormouse_core::capture::{Facts, RouteFact, SliceFact, Wanted};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use tokio::time::Instant;
 
-use super::want::{self, Ours};
+use super::want::{self, Ours, Split};
 use super::{Activators, Capture, POLICIES_KEPT, Unit};
 use crate::cluster::{PrivateService, SliceSpec};
 use crate::examine::{self, Finding, Severity, WorkloadFacts};
 use crate::ingest::{Ack, Live};
-use crate::state::RouteKey;
+use crate::state::{Divided, RouteKey};
 use crate::watch::slim::ServiceFacts;
 
 /// How long after it began to lead a leader's streams may not be dialled yet.
@@ -46,7 +46,14 @@ pub(super) struct Seen {
     /// The Route as it should be.
     pub(super) spec: RouteSpec,
     pub(super) last_good: String,
-    pub(super) private: Option<PrivateService>,
+    /// The private Services of its pools, as they should be.
+    pub(super) private: Vec<PrivateService>,
+    /// Its pools and their workloads, those included that get no traffic.
+    pub(super) pools: Vec<(PoolKey, Workload)>,
+    /// Pods that single pools need at least, and why.
+    pub(super) needs: BTreeMap<PoolKey, (u32, String)>,
+    /// Pools that get no requests.
+    pub(super) idle: BTreeSet<PoolKey>,
     /// Pools of the Route as it is that it should not have any more.
     pub(super) left_pools: Vec<PoolKey>,
     pub(super) activators: Vec<SliceSpec>,
@@ -86,21 +93,29 @@ impl<A: Activators> Capture<A> {
             },
             ..examined
         };
-        let opted_in = settings.enabled && !*self.release_all.borrow();
+        let split = self.split(key, route.as_deref());
+        // What is divided is first made whole again.
+        let opted_in = split.is_some() || (settings.enabled && !*self.release_all.borrow());
         let mut findings = examine::examine(&examined);
         let refusals: Vec<Finding>;
         (refusals, findings) = findings
             .into_iter()
             .partition(|finding| finding.severity == Severity::Refusal);
-        let mut refusal = refusals.into_iter().next().filter(|_| opted_in);
-        let workload = self.workload(key, route.as_deref(), &examined, refusal.is_none() && opted_in);
+        let mut refusal = refusals
+            .into_iter()
+            .next()
+            .filter(|_| opted_in && split.is_none());
+        let target = split.as_ref().and_then(|split| split.target.as_ref());
+        let target = target.and_then(|target| self.index.workload(&key.namespace, target));
+        let workload =
+            target.or_else(|| self.workload(key, route.as_deref(), &examined, refusal.is_none() && opted_in));
         let mut spec = RouteSpec::default();
         if opted_in
             && refusal.is_none()
             && let Some(workload) = &workload
         {
             match self.spec(key, &settings, &service, workload, now) {
-                Ok(made) => spec = made,
+                Ok(made) => spec = want::divided(made, split.as_ref()),
                 Err(finding) => refusal = Some(finding),
             }
         }
@@ -121,7 +136,10 @@ impl<A: Activators> Capture<A> {
             pool,
             spec,
             last_good: unit.last_good.clone(),
-            private: None,
+            private: Vec::new(),
+            pools: Vec::new(),
+            needs: BTreeMap::new(),
+            idle: BTreeSet::new(),
             left_pools: Vec::new(),
             activators: Vec::new(),
             pods: Vec::new(),
@@ -131,10 +149,33 @@ impl<A: Activators> Capture<A> {
             service,
             route,
         };
+        seen.pools = want::pools(key, &seen.pool, seen.workload.as_deref(), split.as_ref());
+        if let Some(split) = &split {
+            seen.needs = split.needs(&key.namespace);
+            seen.idle = split.idle(&key.namespace);
+        }
         self.private(key, &mut seen);
         self.slices(unit, &mut seen, now);
         self.fill(unit, &mut seen, now);
         Some(seen)
+    }
+
+    /// How the Service's traffic is divided, if it is. While that is not known, as the Route says: an autoscaler that has
+    /// just begun must not give traffic back to a workload that stands at zero as a template.
+    fn split(&self, key: &RouteKey, route: Option<&Route>) -> Option<Split> {
+        match self.divisions.of(key) {
+            Divided::Whole => None,
+            Divided::Into(division) => Some(Split::of(&self.index, key, &division)),
+            Divided::Unknown => {
+                let route = route?;
+                let is_revision = |workload: &Workload| {
+                    let facts = self.index.workload(&key.namespace, workload);
+                    facts.is_some_and(|facts| facts.revision.is_some())
+                };
+                let divided = route.spec.pools.iter().any(|pool| is_revision(&pool.workload));
+                divided.then(|| Split::kept(route))
+            }
+        }
     }
 
     /// The settings in force: what is annotated, or the last good ones while something of it is invalid.
@@ -247,13 +288,24 @@ impl<A: Activators> Capture<A> {
         let own = seen.wanted.then_some(&seen.spec);
         let wanted = want::private_service(&self.index, pool, workload, key, own);
         seen.shared = wanted.owners.iter().any(|(name, _)| *name != key.name);
-        seen.private = Some(wanted);
+        let named = |name: &str| seen.spec.pools.iter().any(|each| each.name == name);
+        let revisions = seen.spec.pools.iter().filter(|each| each.name != pool.pool);
+        let revisions = revisions
+            .map(|each| want::revision_service(&self.index, key, &seen.service, &seen.spec, &each.workload));
+        // The user's own workload may have no traffic while its revisions do.
+        let whole = seen.spec.pools.is_empty() || named(&pool.pool) || seen.shared;
+        let private: Vec<PrivateService> = whole.then_some(wanted).into_iter().chain(revisions).collect();
+        seen.private = private;
         let old = seen.route.iter().flat_map(|route| &route.spec.pools);
         let old = old.map(|each| PoolKey {
             namespace: key.namespace.clone(),
             pool: each.name.clone(),
         });
-        seen.left_pools = old.filter(|old| old != pool).collect();
+        let kept = |old: &PoolKey| match seen.spec.pools.is_empty() {
+            true => old == pool,
+            false => seen.spec.pools.iter().any(|each| each.name == old.pool),
+        };
+        seen.left_pools = old.filter(|old| !kept(old)).collect();
     }
 
     /// Our slices as they should be.
@@ -273,8 +325,17 @@ impl<A: Activators> Capture<A> {
         let listing = listing(unit, seen, &route, live, now);
         seen.facts.listening = listing.iter().map(|live| live.name.clone()).collect();
         seen.activators = want::activator_slices(&seen.service, &route, &listing);
-        if let Some(pool) = &seen.pool {
-            seen.pods = want::pod_slices(&seen.service, &route, &self.index.slices_of_pool(pool));
+        let serving = route.spec.pools.iter().filter(|pool| pool.weight > 0);
+        let slices: Vec<_> = serving
+            .flat_map(|pool| {
+                self.index.slices_of_pool(&PoolKey {
+                    namespace: seen.service.namespace.clone(),
+                    pool: pool.name.clone(),
+                })
+            })
+            .collect();
+        if seen.pool.is_some() {
+            seen.pods = want::pod_slices(&seen.service, &route, &slices);
         }
     }
 
@@ -290,14 +351,13 @@ impl<A: Activators> Capture<A> {
     fn fill(&self, unit: &Unit, seen: &mut Seen, now: Time) {
         let complete = self.complete(seen, now);
         let there = seen.route.as_deref();
-        let private = seen
-            .pool
-            .as_ref()
-            .and_then(|pool| self.index.private_service(pool));
-        let is_private = match (&private, &seen.private) {
-            (Some(there), Some(wanted)) => want::is_private(there, wanted),
-            _ => false,
-        };
+        let there_is = |wanted: &PrivateService| self.index.private_service(&wanted.pool);
+        let is_private = !seen.private.is_empty()
+            && seen
+                .private
+                .iter()
+                .all(|wanted| there_is(wanted).is_some_and(|there| want::is_private(&there, wanted)));
+        let private = seen.private.iter().any(|wanted| there_is(wanted).is_some());
         let workload = seen.workload.as_deref();
         let noted = workload.and_then(|workload| workload.original_replicas);
         // Pods of a workload that is being scaled down are ready still, and about to go.
@@ -321,7 +381,7 @@ impl<A: Activators> Capture<A> {
         facts.complete = complete;
         facts.private_services = is_private;
         // On the way out: what is this Service's alone, or still has its ports.
-        facts.any_private_service = private.is_some() && (last || !is_private);
+        facts.any_private_service = private && (last || !is_private);
         facts.route = match there {
             None => RouteFact::Missing,
             Some(route) if route.spec.ports.is_empty() => {
@@ -365,7 +425,8 @@ impl<A: Activators> Capture<A> {
         } else {
             ready.max(if workload.is_none() { 1 } else { 0 })
         };
-        facts.in_flight = seen.pool.as_ref().map_or(0, |pool| (self.busy)(pool));
+        let busy = seen.pools.iter().map(|(pool, _)| (self.busy)(pool));
+        facts.in_flight = busy.fold(0, u32::saturating_add);
     }
 }
 

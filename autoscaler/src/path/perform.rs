@@ -4,12 +4,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::names::{AUTOSCALER_MANAGER, SCALE_MANAGER};
+use crds::report::PoolKey;
 use crds::route::RouteSpec;
 use dormouse_core::Time;
 use dormouse_core::capture::{Action, SliceFact, Step};
 
 use super::gather::{Seen, earliest};
-use super::want::is_slice;
+use super::want::{is_private, is_slice};
 use super::{Activators, Capture, Unit};
 use crate::cluster::{Error, SliceSpec};
 use crate::ingest::Probe;
@@ -75,10 +76,15 @@ impl<A: Activators> Capture<A> {
     ) -> Result<(), Error> {
         let cluster = &self.cluster;
         match action {
-            Action::EnsurePrivateServices => match &seen.private {
-                Some(wanted) => cluster.apply_private_service(wanted).await,
-                None => Ok(()),
-            },
+            Action::EnsurePrivateServices => {
+                for wanted in &seen.private {
+                    let there = self.index.private_service(&wanted.pool);
+                    if !there.is_some_and(|there| is_private(&there, wanted)) {
+                        cluster.apply_private_service(wanted).await?;
+                    }
+                }
+                Ok(())
+            }
             Action::EnsureRoute => {
                 cluster
                     .apply_route(&seen.service, &seen.spec, &seen.last_good)
@@ -204,15 +210,15 @@ impl<A: Activators> Capture<A> {
     }
 
     async fn remove_private(&self, seen: &Seen) -> Result<(), Error> {
-        let Some(wanted) = &seen.private else {
-            return Ok(());
-        };
-        if seen.shared {
-            return self.cluster.apply_private_service(wanted).await;
+        for wanted in &seen.private {
+            if seen.shared {
+                self.cluster.apply_private_service(wanted).await?;
+            } else {
+                let PoolKey { namespace, pool } = &wanted.pool;
+                self.cluster.delete_private_service(namespace, pool).await?;
+            }
         }
-        self.cluster
-            .delete_private_service(&wanted.pool.namespace, &wanted.pool.pool)
-            .await
+        Ok(())
     }
 
     /// Private Services of pools that the Route has left, some time after.

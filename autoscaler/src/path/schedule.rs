@@ -105,6 +105,7 @@ impl<A: Activators> Capture<A> {
     /// One term as leader. It starts with a look at everything, from an empty memory.
     async fn lead(self: &Arc<Self>, leading: &mut watch::Receiver<Leadership>, stop: &CancellationToken) {
         let (marked, acked) = (self.index.dirty_services(), self.fleet.acked());
+        let divided = self.divisions.dirty();
         let mut live = self.fleet.changes();
         let mut release_all = self.release_all.clone();
         let mut schedule = Schedule::default();
@@ -135,6 +136,7 @@ impl<A: Activators> Capture<A> {
                     }
                 },
                 keys = marked.take() => keys.into_iter().for_each(|key| schedule.mark(key)),
+                keys = divided.take() => keys.into_iter().for_each(|key| schedule.mark(key)),
                 keys = acked.take() => keys.into_iter().for_each(|key| schedule.mark(key)),
                 keys = self.again.take() => keys.into_iter().for_each(|key| schedule.mark(key)),
                 Ok(()) = live.changed() => {

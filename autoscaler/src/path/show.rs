@@ -36,11 +36,9 @@ impl<A: Activators> Capture<A> {
         unit.conditions
             .retain(|old| said.iter().any(|(kind, ..)| *kind == old.type_));
         let refused = seen.refusal.as_ref().filter(|_| step.stage == Stage::Outside);
-        let pools = match (&seen.pool, &seen.workload) {
-            (Some(pool), Some(workload)) if refused.is_none() => {
-                vec![(pool.clone(), workload.workload.clone())]
-            }
-            _ => Vec::new(),
+        let pools = match refused {
+            None => seen.pools.clone(),
+            Some(_) => Vec::new(),
         };
         let why = match refused {
             Some(finding) => Some(finding.message.clone()),
@@ -51,6 +49,8 @@ impl<A: Activators> Capture<A> {
             pools,
             may_sleep: step.may_sleep.clone(),
             at_least: at_least(seen, step),
+            needs: seen.needs.clone(),
+            idle: seen.idle.clone(),
             scaled_by: seen.hpa.as_ref().map(|name| format!("hpa/{name}")),
             phase: phase(seen, step),
             listening: seen.listening(),

@@ -1,7 +1,7 @@
 //! The whole of capture against an API in memory, with the activators' streams and the built-in controllers played.
 
 mod order;
-mod world;
+pub(crate) mod world;
 
 use crds::condition::{self, reason};
 use crds::route::{Phase, Protocol};

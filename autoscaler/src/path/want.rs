@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use crds::Settings;
 use crds::report::PoolKey;
-use crds::route::{FULL_WEIGHT, ProbeKind, Protocol, Route, RoutePool, RoutePort, RouteSpec};
+use crds::route::{
+    FULL_WEIGHT, ProbeKind, Protocol, Route, RoutePool, RoutePort, RouteRollout, RouteSpec, Workload,
+    WorkloadKind,
+};
 
 use crate::cluster::{PrivateService, SliceEndpoint, SliceSpec, address_type, slice_name};
 use crate::examine::{ServiceFacts, ServicePort, Target, WorkloadFacts, probe_with_port};
 use crate::ingest::Live;
-use crate::state::RouteKey;
+use crate::state::{Division, RouteKey};
 use crate::watch::{Index, Role, SliceFacts};
 
 /// The spec of a captured Service's Route. `listen` gives each port its listening port.
@@ -51,6 +54,159 @@ pub(super) fn route(
         proxy_protocol: settings.proxy_protocol,
         ignore: settings.ignore.clone(),
         rollout: None,
+    }
+}
+
+/// How a Service's traffic is divided among pools.
+pub(super) struct Split {
+    /// The user's own workload; `None`: not known yet.
+    pub(super) target: Option<Workload>,
+    pools: Vec<RoutePool>,
+    rollout: Option<RouteRollout>,
+    needs: BTreeMap<String, (u32, String)>,
+    others: BTreeSet<String>,
+}
+
+impl Split {
+    /// As the rollout side says.
+    pub(super) fn of(index: &Index, key: &RouteKey, division: &Division) -> Self {
+        let deployment = |name: &String| Workload {
+            kind: WorkloadKind::Deployment,
+            name: name.clone(),
+        };
+        let pool = |(name, weight): (&String, &u32)| {
+            let workload = deployment(name);
+            let facts = index.workload(&key.namespace, &workload);
+            RoutePool {
+                name: name.clone(),
+                workload,
+                weight: *weight,
+                container_concurrency: 0,
+                probe: facts.map(|facts| probe_with_port(&facts).0).unwrap_or_default(),
+            }
+        };
+        Self {
+            target: Some(division.target.clone()),
+            pools: division.weights.iter().map(pool).collect(),
+            rollout: division.rollout.clone(),
+            needs: division.needs.clone(),
+            others: division.others.clone(),
+        }
+    }
+
+    /// As the Route says.
+    pub(super) fn kept(route: &Route) -> Self {
+        Self {
+            target: None,
+            pools: route.spec.pools.clone(),
+            rollout: route.spec.rollout.clone(),
+            needs: BTreeMap::new(),
+            others: BTreeSet::new(),
+        }
+    }
+
+    /// Pools that get no requests.
+    pub(super) fn idle(&self, namespace: &str) -> BTreeSet<PoolKey> {
+        let silent = self.pools.iter().filter(|pool| pool.weight == 0);
+        let names = silent.map(|pool| &pool.name).chain(&self.others);
+        let key = |name: &String| PoolKey {
+            namespace: namespace.to_owned(),
+            pool: name.clone(),
+        };
+        names.map(key).collect()
+    }
+
+    /// Pods that pools need at least.
+    pub(super) fn needs(&self, namespace: &str) -> BTreeMap<PoolKey, (u32, String)> {
+        let key = |name: &String| PoolKey {
+            namespace: namespace.to_owned(),
+            pool: name.clone(),
+        };
+        self.needs
+            .iter()
+            .map(|(name, need)| (key(name), need.clone()))
+            .collect()
+    }
+}
+
+/// A Route's spec with its traffic divided.
+pub(super) fn divided(mut spec: RouteSpec, split: Option<&Split>) -> RouteSpec {
+    let Some(split) = split.filter(|split| !split.pools.is_empty()) else {
+        return spec;
+    };
+    let limit = spec.pools.first().map_or(0, |pool| pool.container_concurrency);
+    spec.pools = split.pools.clone();
+    for pool in &mut spec.pools {
+        pool.container_concurrency = limit;
+    }
+    spec.rollout = split.rollout.clone();
+    spec
+}
+
+/// All pools of a Service, the one with most of its requests first.
+pub(super) fn pools(
+    key: &RouteKey,
+    pool: &Option<PoolKey>,
+    workload: Option<&WorkloadFacts>,
+    split: Option<&Split>,
+) -> Vec<(PoolKey, Workload)> {
+    let Some(split) = split.filter(|split| !split.pools.is_empty()) else {
+        let whole = pool.clone().zip(workload);
+        return whole
+            .map(|(pool, workload)| (pool, workload.workload.clone()))
+            .into_iter()
+            .collect();
+    };
+    let of = |name: &String, workload: Workload| {
+        let pool = PoolKey {
+            namespace: key.namespace.clone(),
+            pool: name.clone(),
+        };
+        (pool, workload)
+    };
+    let mut routed: Vec<&RoutePool> = split.pools.iter().collect();
+    routed.sort_by_key(|each| std::cmp::Reverse(each.weight));
+    let routed = routed
+        .into_iter()
+        .map(|each| of(&each.name, each.workload.clone()));
+    let others = split.others.iter().map(|name| {
+        let workload = Workload {
+            kind: WorkloadKind::Deployment,
+            name: name.clone(),
+        };
+        of(name, workload)
+    });
+    routed.chain(others).collect()
+}
+
+/// The private Service of a revision's pool: it has the requests of one Service.
+pub(super) fn revision_service(
+    index: &Index,
+    key: &RouteKey,
+    service: &ServiceFacts,
+    spec: &RouteSpec,
+    workload: &Workload,
+) -> PrivateService {
+    let ports = spec.ports.iter().map(|port| {
+        let target = service.ports.iter().find(|each| each.name == port.name);
+        let target = target.map_or(Target::Number(port.port), |each| each.target.clone());
+        (port.listen, target)
+    });
+    let mut selector = service.real_selector();
+    selector.insert(crds::names::REVISION_LABEL.to_owned(), workload.name.clone());
+    let facts = index.workload(&key.namespace, workload);
+    let probe = facts.as_ref().map(|facts| probe_with_port(facts));
+    let mut ports: Vec<(u16, Target)> = ports.collect();
+    ports.sort_by_key(|(listen, _)| *listen);
+    PrivateService {
+        pool: PoolKey {
+            namespace: key.namespace.clone(),
+            pool: workload.name.clone(),
+        },
+        selector,
+        ports,
+        probe: probe.and_then(|(probe, target)| target.filter(|_| probe.kind != ProbeKind::Kubernetes)),
+        owners: vec![(service.name.clone(), service.uid.clone())],
     }
 }
 

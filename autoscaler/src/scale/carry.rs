@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crds::names::{ACTIVATOR_MANAGER, AUTOSCALER_MANAGER, SCALE_MANAGER};
 use crds::report::PoolKey;
-use crds::route::Workload;
+use crds::route::{Workload, WorkloadKind};
 use dormouse_core::pool::Foreign;
 use tokio::time::Instant;
 
@@ -21,6 +21,20 @@ struct Change {
     to: u32,
     label: &'static str,
     why: String,
+}
+
+/// A workload as the subject of an Event.
+pub(super) fn subject(facts: &WorkloadFacts) -> Subject {
+    let kind = match facts.workload.kind {
+        WorkloadKind::Deployment => "Deployment",
+        WorkloadKind::StatefulSet => "StatefulSet",
+    };
+    Subject {
+        kind,
+        namespace: facts.namespace.clone(),
+        name: facts.workload.name.clone(),
+        uid: facts.uid.clone(),
+    }
 }
 
 impl Scaler {
@@ -162,14 +176,18 @@ impl Scaler {
         note: String,
     ) {
         for key in unit.routes.keys() {
-            let Some(service) = self.index.service(key) else {
-                continue;
-            };
-            let subject = Subject {
-                kind: "Service",
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
-                uid: service.uid.clone(),
+            let subject = match self.index.service(key) {
+                Some(service) => Subject {
+                    kind: "Service",
+                    namespace: key.namespace.clone(),
+                    name: key.name.clone(),
+                    uid: service.uid.clone(),
+                },
+                None if key.is_worker() => match self.index.workload(&key.namespace, &unit.workload) {
+                    Some(facts) => subject(&facts),
+                    None => continue,
+                },
+                None => continue,
             };
             self.cluster.event(Notice {
                 subject,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crds::Settings;
 use crds::annotation::{Aggregation, KeepAlive, Metric, PolicyKind};
 use dormouse_core as core;
+use dormouse_core::group::Company;
 use dormouse_core::pool::{Facts, Foreign, Pool, Sample};
 use dormouse_core::reason::{Cause, Plan, Reason};
 use dormouse_core::{Policy, Time};
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use super::unit::Unit;
 use crate::clock::Clock;
 use crate::ledger::Traffic;
+use crate::state::RouteKey;
 
 pub(super) use dormouse_core::pool::Command;
 
@@ -44,6 +46,8 @@ pub(super) struct Outcome {
     pub(super) wake_at: Option<Instant>,
     /// Whether what is shown of it changed.
     pub(super) changed: bool,
+    /// It has no pods because others come first.
+    pub(super) waits: bool,
 }
 
 /// The pure decider of a unit, and the settings it was made with.
@@ -62,14 +66,22 @@ pub(super) fn command(text: &str) -> Option<Command> {
 }
 
 impl Unit {
-    /// Asks the core. `None`: nobody uses the pool any more.
-    pub(super) fn step(&mut self, clock: &Clock, situation: Situation) -> Option<Outcome> {
+    /// Asks the core. `company` is told whether the pool is wanted by itself, and says what others mean for it.
+    /// `None`: nobody uses the pool any more.
+    pub(super) fn step(
+        &mut self,
+        clock: &Clock,
+        situation: Situation,
+        company: impl FnOnce(Time, bool) -> Company,
+    ) -> Option<Outcome> {
         let now = Time::from_epoch(clock.at(situation.now));
         self.prepare(now)?;
         let facts = self.facts(&situation);
         let pool = &mut self.decider.as_mut()?.pool;
         pool.observe(now, &sample(&situation));
-        let step = pool.step(now, &facts);
+        let draft = pool.draft(now, &facts);
+        let company = company(now, draft.is_wanted());
+        let step = pool.conclude(now, &facts, draft, &company);
         self.conflict = pool.conflict(now).map(|(times, manager, stopped)| {
             let end = if stopped {
                 "; we have stopped writing until it is calm"
@@ -98,6 +110,7 @@ impl Unit {
             why: step.reason.to_string(),
             wake_at: step.wake_at.map(|at| clock.instant(at.since_epoch())),
             changed,
+            waits: matches!(step.reason.cause, Cause::Waits { .. }),
         })
     }
 
@@ -122,6 +135,9 @@ impl Unit {
                 if self.fresh {
                     pool.begin_at_initial_scale();
                 }
+                if self.routes.keys().all(RouteKey::is_worker) {
+                    pool.begin_unused();
+                }
                 self.decider = Some(Decider { pool, settings });
             }
         }
@@ -141,7 +157,7 @@ impl Unit {
             foreign: situation.foreign.clone().filter(|_| scaled_by.is_none()),
             scaled_by,
             command: situation.command,
-            ..Facts::default()
+            reachable: !self.is_idle(),
         }
     }
 
@@ -179,7 +195,10 @@ fn tells(reason: &Reason) -> bool {
         | Cause::Conflict { .. }
         | Cause::NeverReady { .. }
         | Cause::Maximum { .. }
+        | Cause::Together { .. }
+        | Cause::Waits { .. }
         | Cause::AtLeast { .. } => true,
+        Cause::After { cause, .. } => matches!(cause.as_ref(), Cause::AtLeast { .. }),
         Cause::FirstRequest { .. }
         | Cause::Load { .. }
         | Cause::Queue { .. }
@@ -194,6 +213,7 @@ fn tells(reason: &Reason) -> bool {
         | Cause::JustWoken { .. }
         | Cause::ScaledBy { .. }
         | Cause::ForeignWake { .. }
+        | Cause::Unneeded
         | Cause::Steady
         | Cause::NoData => false,
     }

@@ -2,49 +2,40 @@
 //! deleted, or the annotation taken away, while nobody released them. They get their replicas back.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crds::route::Workload;
-use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use super::Scaler;
-use crate::cluster::{Notice, Subject};
-use crate::lease::Leadership;
+use super::{Scaler, carry};
+use crate::cluster::Notice;
+use crate::state::RouteKey;
 use crate::watch::slim::WorkloadFacts;
 
-/// How often the index is asked. It answers from memory.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a workload must have been an orphan: watches of different kinds are not in step with each other.
 const AFTER: Duration = Duration::from_secs(2);
 
-/// Looks for orphans while this process leads, until `stop`.
-pub(super) async fn run(scaler: Arc<Scaler>, leading: watch::Receiver<Leadership>, stop: CancellationToken) {
-    let mut synced = scaler.index.synced();
-    tokio::select! {
-        () = stop.cancelled() => return,
-        waited = synced.wait_for(|synced| *synced) => if waited.is_err() { return },
-    }
-    let mut seen: HashMap<(String, Workload), Instant> = HashMap::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-        if !leading.borrow().leader {
-            seen.clear();
-            continue;
-        }
+/// Those seen, and since when.
+#[derive(Default)]
+pub(super) struct Orphans(HashMap<(String, Workload), Instant>);
+
+impl Orphans {
+    /// Looks for orphans, and gives back those that have been orphans for long enough.
+    pub(super) async fn look(&mut self, scaler: &Scaler) {
         let now = Instant::now();
-        let orphans = scaler.index.orphans();
+        let mut orphans = scaler.index.orphans();
+        // A worker has no Service, and is nobody's orphan.
+        orphans.retain(|facts| {
+            let key = RouteKey::worker(&facts.namespace, &facts.workload);
+            scaler.registry.get(&key).is_none()
+        });
         let key = |facts: &WorkloadFacts| (facts.namespace.clone(), facts.workload.clone());
-        seen.retain(|known, _| orphans.iter().any(|facts| key(facts) == *known));
+        self.0
+            .retain(|known, _| orphans.iter().any(|facts| key(facts) == *known));
         for facts in orphans {
-            let since = *seen.entry(key(&facts)).or_insert(now);
+            let since = *self.0.entry(key(&facts)).or_insert(now);
             if now.duration_since(since) >= AFTER {
-                restore(&scaler, &facts).await;
+                restore(scaler, &facts).await;
             }
         }
     }
@@ -67,22 +58,12 @@ async fn restore(scaler: &Scaler, facts: &WorkloadFacts) {
     match result.await {
         Ok(()) => {
             let note = format!(
-                "its Service is gone or no longer opted in: back to {} replicas",
+                "no opted-in Service leads to it, and it is not opted in itself: back to {} replicas",
                 original.max(facts.replicas)
             );
             tracing::info!(%namespace, %workload, original, "given back");
-            let kind = match workload.kind {
-                crds::route::WorkloadKind::Deployment => "Deployment",
-                crds::route::WorkloadKind::StatefulSet => "StatefulSet",
-            };
-            let subject = Subject {
-                kind,
-                namespace: namespace.clone(),
-                name: workload.name.clone(),
-                uid: facts.uid.clone(),
-            };
             scaler.cluster.event(Notice {
-                subject,
+                subject: carry::subject(facts),
                 warning: false,
                 reason: "Released",
                 action: "Release",

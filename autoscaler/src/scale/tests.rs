@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::state::Entry;
 
+mod together;
+
 /// How long the API takes for a write.
 const WRITE: Duration = Duration::from_millis(100);
 
@@ -80,6 +82,7 @@ struct Bench {
     leading: watch::Sender<Leadership>,
     sink: Sink,
     settings: Settings,
+    release_all: watch::Sender<bool>,
 }
 
 fn bench() -> Bench {
@@ -93,6 +96,7 @@ fn bench() -> Bench {
     });
     let metrics = Metrics::new();
     let index = Index::new("dormouse-system");
+    let release_all = watch::Sender::new(false);
     let registry = Registry::new();
     let fleet = Fleet::new("autoscaler", Arc::clone(&metrics));
     let (cluster, _) = Cluster::new(
@@ -108,6 +112,7 @@ fn bench() -> Bench {
         Arc::clone(&registry),
         Arc::clone(&fleet),
         metrics,
+        release_all.subscribe(),
     );
     let sink = scaler.sink();
     tokio::spawn(Arc::clone(&scaler).run(leading.subscribe(), CancellationToken::new()));
@@ -124,6 +129,7 @@ fn bench() -> Bench {
         leading,
         sink,
         settings,
+        release_all,
     }
 }
 
@@ -154,6 +160,8 @@ impl Bench {
             )],
             may_sleep: Ok(()),
             at_least: None,
+            needs: std::collections::BTreeMap::new(),
+            idle: BTreeSet::new(),
             scaled_by: None,
             phase: None,
             listening: vec!["a".into()],

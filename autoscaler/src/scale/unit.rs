@@ -149,10 +149,19 @@ impl Unit {
 
     /// Replicas to keep at least, and why.
     pub(super) fn at_least(&self) -> Option<(u32, &str)> {
-        let asked = self.routes.values().filter_map(|entry| entry.at_least.as_ref());
+        let asked = self.routes.values().flat_map(|entry| {
+            let need = entry.needs.get(&self.key);
+            entry.at_least.iter().chain(need)
+        });
         asked
             .max_by_key(|(replicas, _)| *replicas)
             .map(|(replicas, why)| (*replicas, why.as_str()))
+    }
+
+    /// Whether no request can come to it now: it is a revision's that has no traffic.
+    pub(super) fn is_idle(&self) -> bool {
+        let mut entries = self.routes.values();
+        !self.routes.is_empty() && entries.all(|entry| entry.idle.contains(&self.key))
     }
 
     /// The HorizontalPodAutoscaler that scales 1→N.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crds::condition::{self, REPLICAS_CONFLICT, WORKLOAD_HEALTHY};
+use crds::condition::{self, DEPENDENCIES, REPLICAS_CONFLICT, WORKLOAD_HEALTHY};
 use crds::route::{FULL_WEIGHT, Phase, Route, RouteStatus};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -76,6 +76,12 @@ impl Scaler {
             if let Some(message) = conflict {
                 conditions.push(own(REPLICAS_CONFLICT, true, reason::FOREIGN_MANAGER, message));
             }
+            if !entry.settings.depends_on.is_empty() {
+                conditions.push(match self.dependencies(&state, &entry) {
+                    Some((reason, message)) => own(DEPENDENCIES, false, reason, message),
+                    None => own(DEPENDENCIES, true, reason::OK, String::new()),
+                });
+            }
         }
         status
             .conditions
@@ -84,6 +90,15 @@ impl Scaler {
             condition::set(&mut status.conditions, new);
         }
         Some(status)
+    }
+
+    /// What cannot be obeyed of a Service's `depends-on`.
+    fn dependencies(&self, state: &State, entry: &Entry) -> Option<(&'static str, String)> {
+        let (pool, _) = entry.pools.first()?;
+        let troubles = state.together.troubles(pool);
+        let told = troubles.iter().map(|trouble| self.explain_trouble(pool, trouble));
+        let (reasons, sentences): (Vec<&str>, Vec<String>) = told.unzip();
+        Some((*reasons.first()?, sentences.join(" ")))
     }
 
     /// How many Routes are in each phase.

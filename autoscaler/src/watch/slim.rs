@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crds::names::{CAPTURED_SELECTOR_KEY, GROUP, ORIGINAL_REPLICAS_ANNOTATION, POOL_LABEL};
+use crds::names::{CAPTURED_SELECTOR_KEY, GROUP, ORIGINAL_REPLICAS_ANNOTATION, POOL_LABEL, REVISION_LABEL};
 use crds::route::{Workload, WorkloadKind};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -177,6 +177,12 @@ pub struct WorkloadFacts {
     pub automount_token: Option<bool>,
     /// The pods' annotation `linkerd.io/inject`.
     pub linkerd: Option<String>,
+    /// When its pods were last asked to be made anew, as `kubectl rollout restart` writes it.
+    pub restarted_at: Option<String>,
+    /// The revision whose pool it is; `None`: it is a user's own.
+    pub revision: Option<String>,
+    /// Its own annotations under our prefix and Knative's: of a workload without a Service they count.
+    pub annotations: Labels,
     /// Whether it is being deleted.
     pub deleting: bool,
 }
@@ -393,6 +399,7 @@ impl WorkloadFacts {
             uid: metadata.uid.clone().unwrap_or_default(),
             generation: metadata.generation.unwrap_or(0),
             linkerd: annotation(&template_metadata, LINKERD),
+            restarted_at: annotation(&template_metadata, "kubectl.kubernetes.io/restartedAt"),
             template_labels: template_metadata.labels.unwrap_or_default(),
             containers: pod.containers.iter().map(ContainerFacts::from).collect(),
             readiness_gated: gates || sidecar_probes,
@@ -400,6 +407,11 @@ impl WorkloadFacts {
                 .and_then(|text| text.parse().ok()),
             replicas_managers: managers(&owners_of(metadata, ["f:spec", "f:replicas"])),
             automount_token: pod.automount_service_account_token,
+            annotations: own_annotations(metadata),
+            revision: metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(REVISION_LABEL).cloned()),
             deleting: metadata.deletion_timestamp.is_some(),
             ..Self::default()
         }

@@ -455,20 +455,19 @@ pub static TABLE: &[Key] = &[
         "group",
         Kind::Text { grammar: "a name: lower-case letters, digits and `-`, at most 63", set: text::group },
         "(none)",
-        "Services of one group, in one Namespace, sleep and wake together.",
-    )
-    .active(Active::No),
+        "Services of one group, in one Namespace, sleep and wake together: a request to one wakes all, and none sleeps until \
+         all may. A Deployment without a Service (a worker) may have this and `scale-to-zero` itself.",
+    ),
     key(
         "depends-on",
         Kind::Text {
-            grammar: "names of Services in the same Namespace, joined by commas, at most 32",
+            grammar: "names of Services or workers in the same Namespace, joined by commas, at most 32",
             set: text::depends_on,
         },
         "(none)",
-        "Services that are woken with this one, and are ready before it.",
+        "Services and workers that are woken with this one and before it, and stay awake while it is.",
     )
-    .service_only()
-    .active(Active::No),
+    .service_only(),
     key(
         "rollout",
         Kind::Text { grammar: "`canary`, `blue-green`, or the name of a Rollout", set: text::rollout },

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::Time;
-use crate::reason::{Plan, Reason};
+use crate::reason::{Cause, Plan, Reason};
 
 /// What all activators together have counted for one pool. Totals only grow; the caller takes care of instances that come
 /// and go.
@@ -98,6 +98,27 @@ pub enum Phase {
     Waking,
     /// At least one pod ready.
     Awake,
+}
+
+/// Half a decision: what a pool would do if it were alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draft {
+    pub(super) to: u32,
+    pub(super) cause: Cause,
+    pub(super) plan: Option<(Time, Plan)>,
+    pub(super) wake_at: Option<Time>,
+}
+
+impl Draft {
+    /// Whether it is wanted by its own traffic, keep-alive, bounds or user. What only may not sleep just now is not.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        let stuck = matches!(
+            self.cause,
+            Cause::MayNotSleep { .. } | Cause::Stale | Cause::JustWoken { .. }
+        );
+        self.to > 0 && !stuck
+    }
 }
 
 /// A decision.

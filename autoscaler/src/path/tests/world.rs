@@ -2,7 +2,7 @@
 //! activators that acknowledge every Route at once. Every write of the autoscaler is recorded in a few words.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,17 +26,19 @@ use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::ingest::{Ack, Live, Probe};
 use crate::lease::Leadership;
+use crate::rollout::Rollouts;
+use crate::rollout::counts::Counts;
 use crate::state::{Dirty, Entry, Registry, RouteKey};
 use crate::watch::{Index, Scope};
 
 /// How often the built-in controllers look.
 const TICK: Duration = Duration::from_millis(50);
 /// The annotation by which a Service is opted in.
-pub(super) const OPTED: &str = "dormouse.dev/scale-to-zero";
+pub(crate) const OPTED: &str = "dormouse.dev/scale-to-zero";
 /// The settle time of the tests.
 const SETTLE: Duration = Duration::from_secs(2);
 
-pub(super) fn key(name: &str) -> RouteKey {
+pub(crate) fn key(name: &str) -> RouteKey {
     RouteKey {
         namespace: "default".into(),
         name: name.into(),
@@ -44,7 +46,7 @@ pub(super) fn key(name: &str) -> RouteKey {
 }
 
 /// Activators that listen as soon as they are told.
-pub(super) struct Streams {
+pub(crate) struct Streams {
     index: Arc<Index>,
     live: Mutex<Vec<Live>>,
     changed: watch::Sender<u64>,
@@ -54,7 +56,7 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    pub(super) fn set_live(&self, count: u8) {
+    pub(crate) fn set_live(&self, count: u8) {
         *self.live.lock() = (0..count)
             .map(|number| Live {
                 name: format!("activator-{number}"),
@@ -68,7 +70,7 @@ impl Streams {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    pub(super) fn miss(&self, misses: bool) {
+    pub(crate) fn miss(&self, misses: bool) {
         self.misses.store(misses, Ordering::SeqCst);
     }
 }
@@ -123,14 +125,20 @@ impl Writes {
     }
 }
 
-pub(super) struct World {
+pub(crate) struct World {
     client: kube::Client,
     /// Records what it is asked to write.
     watched: kube::Client,
-    pub(super) fleet: Arc<Streams>,
+    pub(crate) fleet: Arc<Streams>,
     index: Arc<Index>,
     registry: Arc<Registry>,
     writes: Writes,
+    /// What activators have counted for rollouts.
+    pub(crate) counts: Arc<Counts>,
+    /// So many more writes succeed; then none does, as when the process has ended.
+    fuse: Arc<AtomicI64>,
+    /// The scale side does what entries ask for.
+    scales: Arc<AtomicBool>,
     stop: CancellationToken,
     /// Panics when a Service goes dark.
     controllers: tokio::task::JoinHandle<()>,
@@ -147,16 +155,18 @@ impl Drop for World {
 }
 
 impl World {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let api = local::api::Api::new();
         let client = api.client();
-        let crd = Route::crd();
-        Api::all(client.clone())
-            .create(&PostParams::default(), &crd)
-            .await
-            .expect("the CRD");
+        for crd in [Route::crd(), crds::Rollout::crd(), crds::Revision::crd()] {
+            Api::all(client.clone())
+                .create(&PostParams::default(), &crd)
+                .await
+                .expect("the CRD");
+        }
         let writes = Writes::default();
-        let watched = recording(&api, writes.clone());
+        let fuse = Arc::new(AtomicI64::new(i64::MAX));
+        let watched = recording(&api, writes.clone(), Arc::clone(&fuse));
         let index = Index::new("dormouse-system");
         let stop = CancellationToken::new();
         let scope = Scope {
@@ -186,6 +196,9 @@ impl World {
             index,
             registry: Registry::new(),
             writes,
+            counts: Arc::default(),
+            fuse,
+            scales: Arc::default(),
             stop,
             controllers,
         };
@@ -194,7 +207,7 @@ impl World {
     }
 
     /// A new leader, with nothing remembered; the old one is gone.
-    pub(super) async fn take_over(&mut self) {
+    pub(crate) async fn take_over(&mut self) {
         self.stop.cancel();
         self.stop = CancellationToken::new();
         let scope = Scope {
@@ -226,15 +239,38 @@ impl World {
         let registry = prometheus::Registry::new();
         let (cluster, events) = Cluster::new(self.watched.clone(), leading.subscribe(), "test", &registry);
         tokio::spawn(events.run(self.stop.clone()));
+        let divisions = crate::state::Divisions::new();
+        let cluster = Arc::new(cluster);
+        self.counts = Arc::default();
+        let clock = Clock::new();
+        let rollouts = Rollouts::new(
+            clock,
+            Arc::clone(&self.index),
+            Arc::clone(&cluster),
+            Arc::clone(&self.fleet),
+            Arc::clone(&self.registry),
+            Arc::clone(&divisions),
+            Arc::clone(&self.counts),
+            Arc::new(|_| (0, 0)),
+            watch::Sender::new(false).subscribe(),
+        );
+        tokio::spawn(rollouts.run(self.client.clone(), None, leading.subscribe(), self.stop.clone()));
+        tokio::spawn(scale(
+            self.watched.clone(),
+            Arc::clone(&self.registry),
+            Arc::clone(&self.scales),
+            self.stop.clone(),
+        ));
         let capture = Capture::new(
-            Clock::new(),
+            clock,
             SETTLE,
             Arc::clone(&self.index),
-            Arc::new(cluster),
+            cluster,
             Arc::clone(&self.fleet),
             Arc::clone(&self.registry),
             Arc::new(|_| 0),
             watch::Sender::new(false).subscribe(),
+            divisions,
         );
         let receiver = leading.subscribe();
         let stop = self.stop.clone();
@@ -246,7 +282,7 @@ impl World {
 
     // What users do.
 
-    pub(super) async fn deploy(&self, name: &str, replicas: u32) {
+    pub(crate) async fn deploy(&self, name: &str, replicas: u32) {
         let labels = json!({ "app": name });
         let deployment: Deployment = object(json!({
             "metadata": { "name": name },
@@ -265,11 +301,11 @@ impl World {
             .expect("a Deployment");
     }
 
-    pub(super) async fn service(&self, name: &str, annotations: Value) {
+    pub(crate) async fn service(&self, name: &str, annotations: Value) {
         self.service_on(name, name, annotations).await;
     }
 
-    pub(super) async fn service_on(&self, name: &str, app: &str, annotations: Value) {
+    pub(crate) async fn service_on(&self, name: &str, app: &str, annotations: Value) {
         let service: Service = object(manifest(name, app, annotations));
         let params = PostParams {
             field_manager: Some("kubectl-client-side-apply".into()),
@@ -282,13 +318,13 @@ impl World {
     }
 
     /// A Deployment with so many replicas and its Service, opted in, once it is captured.
-    pub(super) async fn captured(&self, name: &str, replicas: u32) -> Arc<Entry> {
+    pub(crate) async fn captured(&self, name: &str, replicas: u32) -> Arc<Entry> {
         self.deploy(name, replicas).await;
         self.service(name, json!({ OPTED: "true" })).await;
         self.until(name, |entry| entry.may_sleep.is_ok()).await
     }
 
-    pub(super) async fn apply_as(
+    pub(crate) async fn apply_as(
         &self,
         manager: &str,
         name: &str,
@@ -300,7 +336,7 @@ impl World {
             .await
     }
 
-    pub(super) async fn annotate(&self, name: &str, annotations: Value) {
+    pub(crate) async fn annotate(&self, name: &str, annotations: Value) {
         let body = json!({ "metadata": { "annotations": annotations } });
         self.services()
             .patch(name, &PatchParams::default(), &Patch::Merge(body))
@@ -308,7 +344,7 @@ impl World {
             .expect("a patch");
     }
 
-    pub(super) async fn set_ports(&self, name: &str, ports: Value) {
+    pub(crate) async fn set_ports(&self, name: &str, ports: Value) {
         let body = json!({ "spec": { "ports": ports } });
         self.services()
             .patch(name, &PatchParams::default(), &Patch::Merge(body))
@@ -316,7 +352,7 @@ impl World {
             .expect("a patch");
     }
 
-    pub(super) async fn scale(&self, name: &str, replicas: u32) {
+    pub(crate) async fn scale(&self, name: &str, replicas: u32) {
         let body = json!({ "spec": { "replicas": replicas } });
         let api = Api::<Deployment>::default_namespaced(self.client.clone());
         let ours = PatchParams {
@@ -328,7 +364,7 @@ impl World {
             .expect("a scale");
     }
 
-    pub(super) async fn keda(&self, workload: &str) {
+    pub(crate) async fn keda(&self, workload: &str) {
         let hpa: HorizontalPodAutoscaler = object(json!({
             "metadata": { "name": "keda-hpa", "ownerReferences": [
                 { "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "name": "it", "uid": "1" },
@@ -348,11 +384,11 @@ impl World {
         Api::default_namespaced(self.client.clone())
     }
 
-    pub(super) async fn read_service(&self, name: &str) -> Service {
+    pub(crate) async fn read_service(&self, name: &str) -> Service {
         self.services().get(name).await.expect("the Service")
     }
 
-    pub(super) async fn selector_keys(&self, name: &str) -> usize {
+    pub(crate) async fn selector_keys(&self, name: &str) -> usize {
         let service = self.read_service(name).await;
         service
             .spec
@@ -367,7 +403,7 @@ impl World {
             .expect("the Deployment")
     }
 
-    pub(super) async fn original(&self, name: &str) -> Option<String> {
+    pub(crate) async fn original(&self, name: &str) -> Option<String> {
         self.deployment(name)
             .await
             .annotations()
@@ -375,7 +411,7 @@ impl World {
             .cloned()
     }
 
-    pub(super) async fn replicas(&self, name: &str) -> i32 {
+    pub(crate) async fn replicas(&self, name: &str) -> i32 {
         self.deployment(name)
             .await
             .spec
@@ -383,16 +419,16 @@ impl World {
             .unwrap_or(1)
     }
 
-    pub(super) async fn slice(&self, name: &str) -> Option<EndpointSlice> {
+    pub(crate) async fn slice(&self, name: &str) -> Option<EndpointSlice> {
         let api = Api::<EndpointSlice>::default_namespaced(self.client.clone());
         api.get_opt(name).await.expect("an answer")
     }
 
-    pub(super) async fn slice_when(&self, name: &str) -> EndpointSlice {
+    pub(crate) async fn slice_when(&self, name: &str) -> EndpointSlice {
         soon(name, async || self.slice(name).await).await
     }
 
-    pub(super) async fn route_when(&self, name: &str, good: impl Fn(&Route) -> bool) -> Route {
+    pub(crate) async fn route_when(&self, name: &str, good: impl Fn(&Route) -> bool) -> Route {
         let api = Api::<Route>::default_namespaced(self.client.clone());
         soon(name, async || {
             api.get_opt(name).await.expect("an answer").filter(&good)
@@ -401,19 +437,19 @@ impl World {
     }
 
     /// Who owns `spec.selector`, of our name or another's, after capture.
-    pub(super) async fn managers_of_selector(&self, name: &str) -> Vec<String> {
+    pub(crate) async fn managers_of_selector(&self, name: &str) -> Vec<String> {
         managers_of(&self.read_service(name).await, "f:selector")
     }
 
-    pub(super) async fn managers_of_replicas(&self, name: &str) -> Vec<String> {
+    pub(crate) async fn managers_of_replicas(&self, name: &str) -> Vec<String> {
         managers_of(&self.deployment(name).await, "f:replicas")
     }
 
-    pub(super) fn entry(&self, name: &str) -> Option<Arc<Entry>> {
+    pub(crate) fn entry(&self, name: &str) -> Option<Arc<Entry>> {
         self.registry.get(&key(name))
     }
 
-    pub(super) async fn until(&self, name: &str, good: impl Fn(&Entry) -> bool) -> Arc<Entry> {
+    pub(crate) async fn until(&self, name: &str, good: impl Fn(&Entry) -> bool) -> Arc<Entry> {
         let entry = || self.entry(name);
         let found = timeout(Duration::from_secs(120), async {
             loop {
@@ -428,7 +464,7 @@ impl World {
             .unwrap_or_else(|_| panic!("{name}: {:#?} after {:#?}", entry(), self.writes()))
     }
 
-    pub(super) async fn until_gone(&self, name: &str) {
+    pub(crate) async fn until_gone(&self, name: &str) {
         let gone = timeout(Duration::from_secs(400), async {
             while self.entry(name).is_some() {
                 sleep(TICK).await;
@@ -438,11 +474,11 @@ impl World {
             .unwrap_or_else(|_| panic!("{name}: {:#?} after {:#?}", self.entry(name), self.writes()));
     }
 
-    pub(super) async fn rest(&self, seconds: u64) {
+    pub(crate) async fn rest(&self, seconds: u64) {
         sleep(Duration::from_secs(seconds)).await;
     }
 
-    pub(super) async fn write_status(&self, name: &str) {
+    pub(crate) async fn write_status(&self, name: &str) {
         let conditions = self
             .entry(name)
             .map(|entry| entry.conditions.clone())
@@ -454,7 +490,7 @@ impl World {
             .expect("a status");
     }
 
-    pub(super) fn writes(&self) -> Vec<String> {
+    pub(crate) fn writes(&self) -> Vec<String> {
         self.writes
             .0
             .lock()
@@ -463,12 +499,32 @@ impl World {
             .collect()
     }
 
-    pub(super) fn forget_writes(&self) {
+    /// Has pods made and kept as entries ask for.
+    pub(crate) fn play_scale_side(&self) {
+        self.scales.store(true, Ordering::SeqCst);
+    }
+
+    /// Has everything fail after so many more writes.
+    pub(crate) fn burn(&self, writes: i64) {
+        self.fuse.store(writes, Ordering::SeqCst);
+    }
+
+    /// Whether the last write that could succeed has been tried.
+    pub(crate) fn is_burnt(&self) -> bool {
+        self.fuse.load(Ordering::SeqCst) < 0
+    }
+
+    /// The client of a user.
+    pub(crate) fn client(&self) -> kube::Client {
+        self.client.clone()
+    }
+
+    pub(crate) fn forget_writes(&self) {
         self.writes.0.lock().clear();
     }
 
     /// Between the first of one write and the first of another lay the settle time.
-    pub(super) fn settled_between(&self, first: &str, second: &str) {
+    pub(crate) fn settled_between(&self, first: &str, second: &str) {
         let writes = self.writes.0.lock();
         let at = |wanted: &str| {
             writes
@@ -482,7 +538,7 @@ impl World {
     }
 
     /// The same for the last of each.
-    pub(super) fn settled_between_last(&self, first: &str, second: &str) {
+    pub(crate) fn settled_between_last(&self, first: &str, second: &str) {
         let writes = self.writes.0.lock();
         let at = |wanted: &str| {
             writes
@@ -522,12 +578,15 @@ async fn soon<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
 }
 
 /// A client that notes what it is asked to write.
-fn recording(api: &local::api::Api, writes: Writes) -> kube::Client {
+fn recording(api: &local::api::Api, writes: Writes, fuse: Arc<AtomicI64>) -> kube::Client {
     let api = api.clone();
     let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
-        let (api, writes) = (api.clone(), writes.clone());
+        let (api, writes, fuse) = (api.clone(), writes.clone(), Arc::clone(&fuse));
         async move {
             let (parts, body) = request.into_parts();
+            if parts.method != http::Method::GET && fuse.fetch_sub(1, Ordering::SeqCst) <= 0 {
+                return Err("the process has ended");
+            }
             let body = body
                 .collect()
                 .await
@@ -540,10 +599,45 @@ fn recording(api: &local::api::Api, writes: Writes) -> kube::Client {
             if let Some(write) = write.filter(|_| response.status().is_success()) {
                 writes.add(write);
             }
-            Ok::<_, std::convert::Infallible>(response)
+            Ok(response)
         }
     });
     kube::Client::new(service, "default")
+}
+
+/// The scale side, as far as entries ask for pods.
+async fn scale(
+    client: kube::Client,
+    registry: Arc<Registry>,
+    scales: Arc<AtomicBool>,
+    stop: CancellationToken,
+) {
+    let api = Api::<Deployment>::default_namespaced(client);
+    while !stop.is_cancelled() {
+        let all = if scales.load(Ordering::SeqCst) {
+            registry.all()
+        } else {
+            Vec::new()
+        };
+        for (_, entry) in all {
+            for (pool, workload) in &entry.pools {
+                let needs = entry.needs.get(pool).into_iter().chain(&entry.at_least);
+                let least = needs.map(|(replicas, _)| *replicas).max().unwrap_or(0);
+                let Ok(there) = api.get(&workload.name).await else {
+                    continue;
+                };
+                let replicas = there.spec.and_then(|spec| spec.replicas).unwrap_or(1);
+                if u32::try_from(replicas).is_ok_and(|replicas| replicas < least) {
+                    let body = json!({ "spec": { "replicas": least } });
+                    let patch = Patch::Merge(body);
+                    let _ = api
+                        .patch_scale(&workload.name, &PatchParams::default(), &patch)
+                        .await;
+                }
+            }
+        }
+        sleep(TICK).await;
+    }
 }
 
 fn words(parts: &http::request::Parts, body: &Bytes) -> Option<String> {

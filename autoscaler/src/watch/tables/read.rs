@@ -52,6 +52,15 @@ impl Tables {
             .collect()
     }
 
+    pub(in crate::watch) fn workloads_opted_in(&self) -> Vec<Arc<WorkloadFacts>> {
+        let opted = format!("{}scale-to-zero", crds::annotation::PREFIX);
+        self.workloads
+            .values()
+            .filter(|workload| workload.annotations.contains_key(&opted))
+            .cloned()
+            .collect()
+    }
+
     pub(in crate::watch) fn hpa_of(&self, namespace: &str, workload: &Workload) -> Vec<Arc<HpaFacts>> {
         let names = self.hpas_of.get(&(namespace.to_owned(), workload.clone()));
         let get = |name: &String| {
@@ -136,7 +145,10 @@ impl Tables {
         };
         let get = |key| self.workloads.get(key);
         let matches = |workload: &&Arc<WorkloadFacts>| {
-            workload.namespace == service.namespace && served.facts.selects(&workload.template_labels)
+            // The pools of a workload's revisions carry its labels too.
+            workload.revision.is_none()
+                && workload.namespace == service.namespace
+                && served.facts.selects(&workload.template_labels)
         };
         smallest
             .1

@@ -1,0 +1,145 @@
+//! Writes for rollouts: statuses, revisions, and the Deployments that are their pools.
+
+use crds::names::{AUTOSCALER_MANAGER, RELEASE_FINALIZER};
+use crds::{Revision, Rollout};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::api::PostParams;
+use kube::{Api, Resource};
+use serde_json::{Value, json};
+
+use super::{Cluster, Error, JSON, MERGE};
+use crate::state::RouteKey;
+
+impl Cluster {
+    /// Writes the status of a Rollout that is still as it was read, and returns the Rollout as it now is.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when somebody has written it meanwhile: look again.
+    pub(crate) async fn write_rollout_status(&self, rollout: &Rollout) -> Result<Rollout, Error> {
+        let namespace = rollout.metadata.namespace.as_deref().unwrap_or_default();
+        let name = rollout.metadata.name.as_deref().unwrap_or_default();
+        let api = Api::<Rollout>::namespaced(self.client.clone(), namespace);
+        let params = PostParams {
+            field_manager: Some(AUTOSCALER_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        self.gate("rollout_status", api.replace_status(name, &params, rollout))
+            .await
+    }
+
+    /// Puts our finalizer on a Rollout, or takes it off, if it is still as it was read.
+    pub(crate) async fn hold_rollout(&self, rollout: &Rollout, hold: bool) -> Result<Rollout, Error> {
+        let mut finalizers = rollout.metadata.finalizers.clone().unwrap_or_default();
+        finalizers.retain(|each| each != RELEASE_FINALIZER);
+        if hold {
+            finalizers.push(RELEASE_FINALIZER.to_owned());
+        }
+        let body = json!({ "metadata": {
+            "resourceVersion": rollout.metadata.resource_version,
+            "finalizers": finalizers,
+        }});
+        let namespace = rollout.metadata.namespace.as_deref().unwrap_or_default();
+        let name = rollout.metadata.name.as_deref().unwrap_or_default();
+        let path = format!("{}/{name}", Rollout::url_path(&(), Some(namespace)));
+        self.patch::<Rollout>("rollout_finalizer", &path, AUTOSCALER_MANAGER, MERGE, &body)
+            .await
+    }
+
+    /// Creates or updates the Rollout that an annotation asks for.
+    pub(crate) async fn apply_rollout(&self, key: &RouteKey, body: &Value) -> Result<(), Error> {
+        self.apply::<Rollout>("rollout", &key.namespace, &key.name, body)
+            .await
+            .map(drop)
+    }
+
+    /// Deletes a Rollout, if it still is the one with this uid.
+    pub(crate) async fn delete_rollout(&self, key: &RouteKey, uid: &str) -> Result<(), Error> {
+        self.delete::<Rollout>("rollout_delete", &key.namespace, &key.name, Some(uid))
+            .await
+    }
+
+    /// Creates a Revision, unless it is there: its name says what it holds.
+    pub(crate) async fn create_revision(&self, revision: &Revision) -> Result<(), Error> {
+        let namespace = revision.metadata.namespace.as_deref().unwrap_or_default();
+        let api = Api::<Revision>::namespaced(self.client.clone(), namespace);
+        self.create("revision", &api, revision).await
+    }
+
+    /// Deletes a Revision.
+    pub(crate) async fn delete_revision(&self, namespace: &str, name: &str) -> Result<(), Error> {
+        self.delete::<Revision>("revision_delete", namespace, name, None)
+            .await
+    }
+
+    /// A Deployment with all its fields, those included that this version does not know.
+    pub(crate) async fn read_deployment(&self, namespace: &str, name: &str) -> Result<Value, Error> {
+        let what = "deployment_read";
+        let path = deployment_path(namespace, name);
+        let request = http::Request::get(path)
+            .header(http::header::ACCEPT, "application/json")
+            .body(Vec::new())
+            .map_err(|error| {
+                let error = kube::core::request::Error::BuildRequest(error);
+                super::failed(what, kube::Error::BuildRequest(error))
+            })?;
+        self.read(what, self.client.request::<Value>(request)).await
+    }
+
+    /// Creates the pool of a revision, unless it is there.
+    pub(crate) async fn create_pool(&self, namespace: &str, pool: &Deployment) -> Result<(), Error> {
+        let api = Api::<Deployment>::namespaced(self.client.clone(), namespace);
+        self.create("pool", &api, pool).await
+    }
+
+    /// Deletes the pool of a revision.
+    pub(crate) async fn delete_pool(&self, namespace: &str, name: &str) -> Result<(), Error> {
+        self.delete::<Deployment>("pool_delete", namespace, name, None)
+            .await
+    }
+
+    /// Gives a Deployment this template, if it still is the one with this uid.
+    pub(crate) async fn replace_template(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        template: &Value,
+    ) -> Result<(), Error> {
+        let body = json!([
+            { "op": "test", "path": "/metadata/uid", "value": uid },
+            { "op": "replace", "path": "/spec/template", "value": template },
+        ]);
+        let path = deployment_path(namespace, name);
+        self.patch::<Value>("template", &path, AUTOSCALER_MANAGER, JSON, &body)
+            .await
+            .map(drop)
+    }
+
+    /// Has the pods of a Deployment made anew, as `kubectl rollout restart` does.
+    pub(crate) async fn restart(&self, namespace: &str, name: &str, at: &str) -> Result<(), Error> {
+        let annotations = json!({ "kubectl.kubernetes.io/restartedAt": at });
+        let body = json!({ "spec": { "template": { "metadata": { "annotations": annotations } } } });
+        let path = deployment_path(namespace, name);
+        self.patch::<Value>("restart", &path, AUTOSCALER_MANAGER, MERGE, &body)
+            .await
+            .map(drop)
+    }
+
+    async fn create<K>(&self, what: &'static str, api: &Api<K>, object: &K) -> Result<(), Error>
+    where
+        K: Clone + serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
+        let params = PostParams {
+            field_manager: Some(AUTOSCALER_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        match self.gate(what, api.create(&params, object)).await {
+            Err(Error::Conflict(..)) | Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn deployment_path(namespace: &str, name: &str) -> String {
+    format!("{}/{name}", Deployment::url_path(&(), Some(namespace)))
+}

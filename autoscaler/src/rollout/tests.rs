@@ -1,0 +1,418 @@
+//! Rollouts from the annotation to the last byte of status, against an API in memory, with played activators that
+//! acknowledge at once and count what a test says.
+
+use std::time::Duration;
+
+use crds::evidence::{ArmReport, EpochReport};
+use crds::names::COMMAND_ANNOTATION;
+use crds::report::Report;
+use crds::rollout::{Phase, RolloutStatus};
+use crds::{Revision, Rollout, Route};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use crate::path::tests::world::World;
+
+const TICK: Duration = Duration::from_millis(50);
+
+/// By time alone: three steps of a second.
+fn by_time() -> Value {
+    json!({
+        "strategy": { "steps": [{ "weight": 10 }, { "weight": 50 }], "minStepDuration": "1s" },
+        "analysis": { "mode": "None", "bake": "0s" },
+        "rollback": { "keepWarm": "5s" },
+        "config": { "settle": "1s" },
+    })
+}
+
+/// By evidence.
+fn by_evidence() -> Value {
+    json!({
+        "strategy": { "steps": [{ "weight": 50 }], "minStepDuration": "1s" },
+        "analysis": { "bake": "0s" },
+        "config": { "settle": "1s" },
+    })
+}
+
+impl World {
+    fn rollouts(&self) -> Api<Rollout> {
+        Api::default_namespaced(self.client())
+    }
+
+    /// A captured Service with so many pods, and a Rollout for it.
+    async fn rolled_out(&self, replicas: u32, spec: Value) {
+        self.play_scale_side();
+        self.captured("web", replicas).await;
+        let mut all = json!({ "targetRef": { "name": "web" }, "serviceRef": { "name": "web" } });
+        for (key, value) in spec.as_object().into_iter().flatten() {
+            all[key] = value.clone();
+        }
+        let rollout = json!({ "metadata": { "name": "web" }, "spec": all });
+        let rollout: Rollout = serde_json::from_value(rollout).expect("a Rollout");
+        self.rollouts()
+            .create(&PostParams::default(), &rollout)
+            .await
+            .expect("it is created");
+    }
+
+    async fn status(&self) -> RolloutStatus {
+        let rollout = self.rollouts().get_opt("web").await.expect("an answer");
+        rollout.and_then(|rollout| rollout.status).unwrap_or_default()
+    }
+
+    async fn until_status(&self, what: &str, good: impl Fn(&RolloutStatus) -> bool) -> RolloutStatus {
+        let found = timeout(Duration::from_secs(300), async {
+            loop {
+                let status = self.status().await;
+                if good(&status) {
+                    return status;
+                }
+                sleep(TICK).await;
+            }
+        });
+        match found.await {
+            Ok(status) => status,
+            Err(_) => panic!("{what}: {:#?}\n{:#?}", self.status().await, self.writes()),
+        }
+    }
+
+    async fn idle(&self) -> RolloutStatus {
+        self.until_status("idle", |status| status.phase == Phase::Idle && status.adopted)
+            .await
+    }
+
+    async fn set_image(&self, image: &str) {
+        let container = json!([{ "name": "main", "image": image, "ports": [{ "containerPort": 8080 }] }]);
+        let body = json!({ "spec": { "template": { "spec": { "containers": container } } } });
+        Api::<Deployment>::default_namespaced(self.client())
+            .patch("web", &PatchParams::default(), &Patch::Merge(body))
+            .await
+            .expect("a patch");
+    }
+
+    async fn command(&self, verb: &str) {
+        let uid = self
+            .status()
+            .await
+            .attempt
+            .map(|attempt| attempt.uid)
+            .unwrap_or_default();
+        let body =
+            json!({ "metadata": { "annotations": { COMMAND_ANNOTATION: format!("{verb}@{uid}.1") } } });
+        self.rollouts()
+            .patch("web", &PatchParams::default(), &Patch::Merge(body))
+            .await
+            .expect("a patch");
+    }
+
+    async fn weights(&self) -> Vec<(String, u32)> {
+        let route = Api::<Route>::default_namespaced(self.client())
+            .get("web")
+            .await
+            .expect("a Route");
+        let weight = |pool: crds::route::RoutePool| (pool.name, pool.weight);
+        route.spec.pools.into_iter().map(weight).collect()
+    }
+
+    /// The image of each Deployment, and its replicas, by name.
+    async fn images(&self) -> Vec<(String, String, i32)> {
+        let all = Api::<Deployment>::default_namespaced(self.client());
+        let all = all.list(&ListParams::default()).await.expect("Deployments").items;
+        let one = |deployment: Deployment| {
+            let name = deployment.name_any();
+            let spec = deployment.spec.unwrap_or_default();
+            let pod = spec.template.spec.unwrap_or_default();
+            let image = pod.containers.first().and_then(|each| each.image.clone());
+            (name, image.unwrap_or_default(), spec.replicas.unwrap_or(1))
+        };
+        all.into_iter().map(one).collect()
+    }
+
+    /// An activator's counts: the stable revision's requests and bad ones, and the candidate's.
+    async fn count(&self, stable: (u64, u64), candidate: (u64, u64)) {
+        let route = Api::<Route>::default_namespaced(self.client())
+            .get("web")
+            .await
+            .expect("a Route");
+        let rollout = route.spec.rollout.expect("it is counted");
+        let arm = |(requests, bad)| ArmReport {
+            requests,
+            bad,
+            times: Vec::new(),
+        };
+        self.counts.line(&Report {
+            activator: "activator-0".into(),
+            instance: "instance-0".into(),
+            epochs: vec![EpochReport {
+                namespace: "default".into(),
+                route: "web".into(),
+                attempt: rollout.attempt,
+                epoch: rollout.epoch,
+                stable: arm(stable),
+                candidate: arm(candidate),
+                ..EpochReport::default()
+            }],
+            ..Report::default()
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_is_adopted_and_a_new_template_becomes_stable_step_by_step() {
+    let world = World::start().await;
+    world.rolled_out(2, by_time()).await;
+    let first = world.idle().await;
+    assert_eq!(world.weights().await, [(first.stable_revision.clone(), 10_000)]);
+    assert_eq!(world.replicas("web").await, 0, "a template at zero");
+    let revisions = Api::<Revision>::default_namespaced(world.client());
+    let revision = revisions.get(&first.stable_revision).await.expect("a Revision");
+    assert_eq!(revision.spec.sequence, 1);
+    assert!(revision.spec.template.contains("\"image\":\"x\""));
+
+    world.set_image("y").await;
+    for weight in ["10%", "50%"] {
+        world
+            .until_status(weight, |status| {
+                status.weight == weight && status.step.as_ref().is_some_and(|step| step.acked_bp.is_some())
+            })
+            .await;
+        let weights = world.weights().await;
+        assert_eq!(weights.iter().map(|(_, weight)| weight).sum::<u32>(), 10_000);
+        assert_eq!(weights.len(), 2);
+    }
+    let status = world
+        .until_status("promoted", |status| {
+            status.stable_revision != first.stable_revision
+        })
+        .await;
+    assert_eq!(status.history, [first.stable_revision.clone()]);
+    let status = world.idle().await;
+    world.rest(5).await;
+    assert_eq!(world.weights().await, [(status.stable_revision.clone(), 10_000)]);
+    let stable = world.images().await;
+    let stable = stable.iter().find(|(name, ..)| *name == status.stable_revision);
+    assert_eq!(
+        stable.map(|(_, image, replicas)| (image.as_str(), *replicas)),
+        Some(("y", 1))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn evidence_takes_a_bad_candidate_out_and_it_begins_again_only_when_told() {
+    let world = World::start().await;
+    world.rolled_out(1, by_evidence()).await;
+    let first = world.idle().await;
+    world.set_image("y").await;
+    world
+        .until_status("half", |status| {
+            status.weight == "50%" && status.step.as_ref().is_some_and(|step| step.acked_bp.is_some())
+        })
+        .await;
+    world.count((40, 0), (30, 12)).await;
+    let failed = world
+        .until_status("failed", |status| status.phase == Phase::Failed)
+        .await;
+    assert_eq!(failed.stable_revision, first.stable_revision);
+    let attempt = failed.attempt.as_ref().expect("there was one");
+    assert_eq!(attempt.result, "RolledBack");
+    assert!(
+        attempt.why.contains("12 of 30 requests were bad"),
+        "{}",
+        attempt.why
+    );
+    assert_eq!(world.weights().await, [(first.stable_revision.clone(), 10_000)]);
+    assert_eq!(failed.quarantined, [attempt.candidate.clone()]);
+    world.rest(10).await;
+    assert_eq!(world.status().await.phase, Phase::Failed);
+
+    world.command("retry").await;
+    world
+        .until_status("half again", |status| {
+            status.weight == "50%" && status.step.as_ref().is_some_and(|step| step.acked_bp.is_some())
+        })
+        .await;
+    world.count((200, 0), (200, 0)).await;
+    let status = world
+        .until_status("promoted", |status| status.phase == Phase::Idle)
+        .await;
+    assert_eq!(status.stable_revision, attempt.candidate);
+    assert_eq!(
+        status.attempt.map(|attempt| attempt.result).as_deref(),
+        Some("Promoted")
+    );
+
+    world.command("undo").await;
+    let status = world
+        .until_status("undone", |status| {
+            status.phase == Phase::Idle && status.stable_revision == first.stable_revision
+        })
+        .await;
+    assert_eq!(
+        status.attempt.map(|attempt| attempt.result).as_deref(),
+        Some("FastPromoted")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_that_has_gone_off_takes_the_candidate_out() {
+    let world = World::start().await;
+    world.rolled_out(1, by_evidence()).await;
+    world.idle().await;
+    world.set_image("y").await;
+    let status = world.until_status("half", |status| status.weight == "50%").await;
+    world.counts.line(&Report {
+        activator: "activator-1".into(),
+        instance: "instance-1".into(),
+        epochs: vec![EpochReport {
+            namespace: "default".into(),
+            route: "web".into(),
+            attempt: status.attempt.map(|attempt| attempt.uid).unwrap_or_default(),
+            broken: true,
+            ..EpochReport::default()
+        }],
+        ..Report::default()
+    });
+    let failed = world
+        .until_status("failed", |status| status.phase == Phase::Failed)
+        .await;
+    let why = failed.attempt.map(|attempt| attempt.why).unwrap_or_default();
+    assert_eq!(why, "the breaker of activator-1 has taken it out");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollout_that_is_deleted_gives_the_deployment_back_with_what_is_stable() {
+    let world = World::start().await;
+    world.rolled_out(2, by_evidence()).await;
+    world.idle().await;
+    world.set_image("bad").await;
+    world.until_status("half", |status| status.weight == "50%").await;
+    let deleting = world.rollouts().delete("web", &DeleteParams::default()).await;
+    assert!(deleting.is_ok());
+    let gone = timeout(Duration::from_secs(300), async {
+        while world
+            .rollouts()
+            .get_opt("web")
+            .await
+            .expect("an answer")
+            .is_some()
+        {
+            // Pods of what is not stable go when they have no requests: the scale side's work.
+            for (name, image, replicas) in world.images().await {
+                if image == "bad"
+                    && name != "web"
+                    && replicas > 0
+                    && !world
+                        .entry("web")
+                        .is_some_and(|entry| entry.needs.keys().any(|pool| pool.pool == name))
+                {
+                    world.scale(&name, 0).await;
+                }
+            }
+            sleep(TICK).await;
+        }
+    });
+    assert!(
+        gone.await.is_ok(),
+        "{:#?}\n{:#?}\n{:?}",
+        world.status().await,
+        world.writes(),
+        world.images().await
+    );
+    assert_eq!(world.images().await, [("web".to_owned(), "x".to_owned(), 2)]);
+    world.rest(5).await;
+    assert_eq!(world.weights().await, [("web".to_owned(), 10_000)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_annotation_alone_makes_a_rollout_and_a_spec_that_cannot_be_carried_out_is_named() {
+    let world = World::start().await;
+    world.play_scale_side();
+    world.captured("web", 1).await;
+    world
+        .annotate("web", json!({ "dormouse.dev/rollout": "canary" }))
+        .await;
+    let first = world.idle().await;
+    assert!(!first.stable_revision.is_empty());
+    let hook = json!([{ "name": "x", "type": "rollout", "url": "http://x" }]);
+    let body = json!({ "spec": { "analysis": { "webhooks": hook } } });
+    world
+        .rollouts()
+        .patch("web", &PatchParams::default(), &Patch::Merge(body))
+        .await
+        .expect("a patch");
+    world.rest(5).await;
+    assert!(world.idle().await.adopted, "the last good one stays in force");
+    world
+        .annotate("web", json!({ "dormouse.dev/rollout": null }))
+        .await;
+    let gone = timeout(Duration::from_secs(300), async {
+        while world
+            .rollouts()
+            .get_opt("web")
+            .await
+            .expect("an answer")
+            .is_some()
+        {
+            sleep(TICK).await;
+        }
+    });
+    assert!(gone.await.is_ok(), "{:#?}", world.status().await);
+    assert_eq!(world.replicas("web").await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_ends_at_any_write_is_carried_on_by_the_next() {
+    for writes in (0..36).step_by(3) {
+        let mut world = World::start().await;
+        world.captured("web", 1).await;
+        world.play_scale_side();
+        world.burn(writes);
+        let all = json!({ "targetRef": { "name": "web" }, "serviceRef": { "name": "web" } });
+        let mut spec = by_time();
+        for (key, value) in all.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        let rollout: Rollout = serde_json::from_value(json!({ "metadata": { "name": "web" }, "spec": spec }))
+            .expect("a Rollout");
+        let created = world.rollouts().create(&PostParams::default(), &rollout).await;
+        assert!(created.is_ok());
+        let mut changed = false;
+        let mut first = String::new();
+        let ended = timeout(Duration::from_secs(400), async {
+            loop {
+                if world.is_burnt() {
+                    world.burn(i64::MAX);
+                    world.take_over().await;
+                }
+                let status = world.status().await;
+                if status.phase == Phase::Idle && status.adopted && !changed {
+                    changed = true;
+                    first.clone_from(&status.stable_revision);
+                    world.set_image("y").await;
+                }
+                let promoted = changed && status.phase == Phase::Idle && status.stable_revision != first;
+                let weights = world.weights().await;
+                assert_eq!(weights.iter().map(|(_, weight)| weight).sum::<u32>(), 10_000);
+                if promoted && world.weights().await == [(status.stable_revision.clone(), 10_000)] {
+                    return status;
+                }
+                sleep(TICK).await;
+            }
+        });
+        let Ok(status) = ended.await else {
+            panic!("{writes}: {:#?}\n{:#?}", world.status().await, world.writes());
+        };
+        assert_eq!((status.attempts, status.history), (1, vec![first]), "{writes}");
+        let images = world.images().await;
+        assert_eq!(images.len(), 3, "{writes}: {images:?}");
+        let stable = images.iter().find(|(name, ..)| *name == status.stable_revision);
+        assert!(
+            stable.is_some_and(|(_, image, replicas)| image == "y" && *replicas > 0),
+            "{writes}: {images:?}"
+        );
+        assert_eq!(world.replicas("web").await, 0, "{writes}");
+    }
+}

@@ -1,0 +1,220 @@
+//! Rollouts and Revisions as the cluster shows them. Kept apart from the index: where their definitions are not installed,
+//! or may not be read, everything else goes on.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::names::ROLLOUT_LABEL;
+use crds::{Revision, Rollout};
+use futures::StreamExt;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, ResourceExt};
+use parking_lot::RwLock;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::state::RouteKey;
+
+/// Wait after a watch that failed: these kinds may not be installed, and then there is nothing to hurry for.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// All of them.
+pub(super) struct Objects {
+    tables: RwLock<Tables>,
+    news: watch::Sender<u64>,
+    listed: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Tables {
+    rollouts: HashMap<RouteKey, Arc<Rollout>>,
+    revisions: HashMap<RouteKey, Arc<Revision>>,
+}
+
+/// A kind that is kept here.
+trait Kept:
+    kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static
+{
+    fn table(tables: &mut Tables) -> &mut HashMap<RouteKey, Arc<Self>>;
+}
+
+impl Kept for Rollout {
+    fn table(tables: &mut Tables) -> &mut HashMap<RouteKey, Arc<Self>> {
+        &mut tables.rollouts
+    }
+}
+
+impl Kept for Revision {
+    fn table(tables: &mut Tables) -> &mut HashMap<RouteKey, Arc<Self>> {
+        &mut tables.revisions
+    }
+}
+
+fn key_of<K: kube::Resource>(object: &K) -> RouteKey {
+    RouteKey {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+    }
+}
+
+impl Objects {
+    pub(super) fn new() -> Self {
+        Self {
+            tables: RwLock::default(),
+            news: watch::Sender::new(0),
+            listed: watch::Sender::new(false),
+        }
+    }
+
+    /// Watches until `stop`.
+    pub(super) async fn follow(&self, client: Client, namespace: Option<String>, stop: CancellationToken) {
+        let (rollouts, mut first) = watch::channel(false);
+        let (revisions, mut second) = watch::channel(false);
+        let both = async {
+            let listed = first.wait_for(|it| *it).await.is_ok() && second.wait_for(|it| *it).await.is_ok();
+            self.listed.send_replace(listed);
+        };
+        tokio::join!(
+            self.keep::<Rollout>(client.clone(), namespace.clone(), rollouts, stop.clone()),
+            self.keep::<Revision>(client, namespace, revisions, stop.clone()),
+            async {
+                tokio::select! {
+                    () = both => {}
+                    () = stop.cancelled() => {}
+                }
+            },
+        );
+    }
+
+    async fn keep<K>(
+        &self,
+        client: Client,
+        namespace: Option<String>,
+        listed: watch::Sender<bool>,
+        stop: CancellationToken,
+    ) where
+        K: Kept + kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        let api = match &namespace {
+            Some(namespace) => Api::<K>::namespaced(client, namespace),
+            None => Api::all(client),
+        };
+        let kind = K::kind(&());
+        let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+        let mut fresh = HashMap::new();
+        loop {
+            let event = tokio::select! {
+                () = stop.cancelled() => return,
+                event = events.next() => event,
+            };
+            match event {
+                None => return,
+                Some(Ok(Event::Init)) => fresh.clear(),
+                Some(Ok(Event::InitApply(object))) => {
+                    fresh.insert(key_of(&object), Arc::new(object));
+                }
+                Some(Ok(Event::InitDone)) => {
+                    *K::table(&mut self.tables.write()) = std::mem::take(&mut fresh);
+                    listed.send_replace(true);
+                    self.changed();
+                }
+                Some(Ok(Event::Apply(object))) => {
+                    K::table(&mut self.tables.write()).insert(key_of(&object), Arc::new(object));
+                    self.changed();
+                }
+                Some(Ok(Event::Delete(object))) => {
+                    K::table(&mut self.tables.write()).remove(&key_of(&object));
+                    self.changed();
+                }
+                Some(Err(error)) => {
+                    if not_there(&error) {
+                        // Without the definition there is none.
+                        listed.send_replace(true);
+                        tracing::debug!(%kind, "not installed");
+                    } else {
+                        tracing::warn!(%kind, %error, "watch");
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(AGAIN) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn changed(&self) {
+        self.news.send_modify(|count| *count += 1);
+    }
+
+    /// Counts changes.
+    pub(super) fn news(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+
+    /// Whether the first lists are in.
+    pub(super) fn listed(&self) -> watch::Receiver<bool> {
+        self.listed.subscribe()
+    }
+
+    /// All Rollouts.
+    pub(super) fn keys(&self) -> Vec<RouteKey> {
+        self.tables.read().rollouts.keys().cloned().collect()
+    }
+
+    /// A Rollout.
+    pub(super) fn rollout(&self, key: &RouteKey) -> Option<Arc<Rollout>> {
+        self.tables.read().rollouts.get(key).cloned()
+    }
+
+    /// All Services that a Rollout names.
+    pub(super) fn services(&self) -> Vec<RouteKey> {
+        self.by_service().into_keys().collect()
+    }
+
+    /// The Rollout of each Service: of several the oldest, and of those of one age the first by name.
+    pub(super) fn by_service(&self) -> BTreeMap<RouteKey, Arc<Rollout>> {
+        let tables = self.tables.read();
+        let mut found: BTreeMap<RouteKey, Arc<Rollout>> = BTreeMap::new();
+        let age = |rollout: &Rollout| {
+            let created = rollout.metadata.creation_timestamp.as_ref().map(|time| time.0);
+            (created, rollout.name_any())
+        };
+        for (key, rollout) in &tables.rollouts {
+            let service = RouteKey {
+                namespace: key.namespace.clone(),
+                name: rollout.spec.service_ref.name.clone(),
+            };
+            match found.get(&service) {
+                Some(other) if age(other) <= age(rollout) => {}
+                _ => _ = found.insert(service, Arc::clone(rollout)),
+            }
+        }
+        found
+    }
+
+    /// The Revisions of a Rollout, by name.
+    pub(super) fn revisions(&self, rollout: &RouteKey) -> BTreeMap<String, Arc<Revision>> {
+        let tables = self.tables.read();
+        let of = |revision: &Revision| revision.labels().get(ROLLOUT_LABEL) == Some(&rollout.name);
+        tables
+            .revisions
+            .iter()
+            .filter(|(key, revision)| key.namespace == rollout.namespace && of(revision))
+            .map(|(key, revision)| (key.name.clone(), Arc::clone(revision)))
+            .collect()
+    }
+}
+
+fn not_there(error: &watcher::Error) -> bool {
+    let of = |error: &kube::Error| matches!(error, kube::Error::Api(status) if status.code == 404);
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => of(error),
+        _ => false,
+    }
+}
