@@ -157,7 +157,7 @@ impl One {
             }
             bytes.clear();
             self.requests.fetch_add(1, Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
             let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
             if self.stream.write_all(answer).await.is_err() || self.mode.load(Ordering::SeqCst) == LAST {
                 return;
@@ -178,7 +178,7 @@ struct Load {
 }
 
 impl Load {
-    /// Eight clients, together about a thousand requests a second.
+    /// Eight clients, together about a thousand requests a second, of which half are at a pod at any time.
     fn start(listen: SocketAddr, method: http::Method) -> Self {
         let ends = CancellationToken::new();
         let mut clients = tokio::task::JoinSet::new();
@@ -313,7 +313,7 @@ async fn ask(listen: SocketAddr, method: http::Method, ends: CancellationToken) 
         if parts.status != StatusCode::OK || !matches!(&body, Ok(body) if body == "hello") {
             wrong.push(format!("{} {body:?}", parts.status));
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
     }
     (count, wrong)
 }
