@@ -145,6 +145,7 @@ impl<A: Activators> Rollouts<A> {
         let mut running: HashSet<RouteKey> = HashSet::new();
         // Before each Rollout has been looked at once, a Service without a division may only seem to have none.
         let mut unseen: HashSet<RouteKey> = self.objects.keys().into_iter().collect();
+        // Bounded by the Rollouts there are: each says it once.
         let (seen, mut firsts) = tokio::sync::mpsc::unbounded_channel();
         self.divisions.set_known(unseen.is_empty());
         let mut news = self.objects.news();
@@ -197,7 +198,7 @@ impl<A: Activators> Rollouts<A> {
         over: CancellationToken,
         seen: tokio::sync::mpsc::UnboundedSender<RouteKey>,
     ) {
-        let mut unit = Unit::default();
+        let (mut unit, mut seen) = (Unit::default(), Some(seen));
         let (mut objects, mut live) = (self.objects.news(), self.fleet.changes());
         let mut counted = self.counts.news();
         loop {
@@ -205,7 +206,9 @@ impl<A: Activators> Rollouts<A> {
             live.mark_unchanged();
             counted.mark_unchanged();
             let again = self.look(key, &mut unit).await;
-            let _ = seen.send(key.clone());
+            if let Some(seen) = seen.take() {
+                let _ = seen.send(key.clone());
+            }
             let Some(again) = again else { return };
             let at = Instant::now() + again;
             tokio::select! {

@@ -388,7 +388,13 @@ impl<A: Activators> Rollouts<A> {
             unit.written = Some(Arc::clone(&rollout));
         }
         let old = rollout.status.clone().unwrap_or_default();
-        let new = status::write(&old, &seen.asked.plan, decision, rollout.metadata.generation);
+        let new = status::write(
+            &old,
+            &seen.asked.plan,
+            decision,
+            rollout.metadata.generation,
+            &self.clock.timestamp(seen.now),
+        );
         let matters =
             shape(before) != shape(&decision.status) || old.observed_generation != new.observed_generation;
         let due = unit
@@ -463,11 +469,15 @@ impl<A: Activators> Rollouts<A> {
     ) -> Result<Duration, Error> {
         self.let_go(service);
         unit.division = None;
+        let held = rollout.metadata.finalizers.iter().flatten();
+        let mut rollout = Arc::clone(rollout);
+        if held.clone().any(|each| each == RELEASE_FINALIZER) {
+            // Not only when it is being deleted: we may be on our way out, and it must not wait for us then.
+            let deleting = rollout.metadata.deletion_timestamp.is_some();
+            rollout = Arc::new(self.cluster.hold_rollout(&rollout, false).await?);
+            unit.written = Some(Arc::clone(&rollout)).filter(|_| !deleting);
+        }
         if rollout.metadata.deletion_timestamp.is_some() {
-            let held = rollout.metadata.finalizers.iter().flatten();
-            if held.clone().any(|each| each == RELEASE_FINALIZER) {
-                unit.written = Some(Arc::new(self.cluster.hold_rollout(rollout, false).await?));
-            }
             return Ok(RESTING);
         }
         // Opted in again, it begins anew.

@@ -64,6 +64,12 @@ pub(super) fn read(spec: &RolloutSpec) -> Result<Asked, String> {
             "spec.analysis.metrics has {name}, and this version measures nothing beyond what activators count: leave it out"
         ));
     }
+    if analysis.mode == AnalysisMode::Threshold {
+        return Err(
+            "spec.analysis.mode is Threshold, whose measurements this version does not make: use Sequential, or None"
+                .to_owned(),
+        );
+    }
     if !analysis.webhooks.is_empty() {
         return Err(
             "spec.analysis.webhooks is not empty, and this version calls none: leave it out".to_owned(),
@@ -432,6 +438,10 @@ mod tests {
     fn what_cannot_be_carried_out_is_named_with_its_value_and_range() {
         for (change, parts) in [
             (json!({ "targetMode": "Paused" }), ["targetMode", "Shell"]),
+            (
+                json!({ "analysis": { "mode": "Threshold" } }),
+                ["mode is Threshold", "Sequential"],
+            ),
             (
                 json!({ "progressDeadline": "soon" }),
                 ["spec.progressDeadline is \"soon\"", "30s"],

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
+use crds::condition;
 use crds::rollout as wire;
 use dormouse_core::Time;
 use dormouse_core::evidence::{Arm, CUTS, Counters, Cuts, Epoch, Evidence, Row, Verdict};
 use dormouse_core::rollout::{Attempt, Decision, Ended, Mode, Phase, Plan, Status, Ticks};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time as Stamp};
 
 /// What a status says, in the state machine's terms. What it has no place for is dropped.
 pub(super) fn read(status: &wire::RolloutStatus) -> Status {
@@ -33,6 +34,7 @@ pub(super) fn write(
     plan: &Plan,
     decision: &Decision,
     generation: Option<i64>,
+    stamp: &Stamp,
 ) -> wire::RolloutStatus {
     let status = &decision.status;
     let attempt = status.attempt.as_ref();
@@ -66,8 +68,36 @@ pub(super) fn write(
         last_command: status.command.clone(),
         last_command_answer: status.answer.clone(),
         promoted_at: status.promoted.map(write_time),
-        conditions: old.conditions.clone(),
+        conditions: conditions(&old.conditions, decision, generation, stamp),
     }
+}
+
+/// What `kubectl wait` waits for.
+fn conditions(
+    old: &[Condition],
+    decision: &Decision,
+    generation: Option<i64>,
+    stamp: &Stamp,
+) -> Vec<Condition> {
+    let status = &decision.status;
+    let phase = status.phase;
+    let serves = status.adopted && !matches!(phase, Phase::Adopting | Phase::Releasing);
+    let mut conditions = old.to_vec();
+    for (kind, holds) in [
+        // A revision serves.
+        ("Ready", serves),
+        // There is a candidate.
+        ("Progressing", phase.active()),
+        // What the template says is what serves.
+        ("Promoted", phase == Phase::Idle && status.seen == status.stable),
+        // What the template says has failed.
+        ("Degraded", phase == Phase::Failed),
+    ] {
+        let reason = phase.to_string();
+        let new = condition::condition(kind, holds, &reason, "", generation, stamp.clone());
+        condition::set(&mut conditions, new);
+    }
+    conditions
 }
 
 fn read_attempt(attempt: &wire::AttemptStatus, step: Option<&wire::StepStatus>) -> Attempt {
@@ -425,7 +455,8 @@ mod tests {
         for seed in 0..200 {
             let status = full(seed);
             let old = wire::RolloutStatus::default();
-            let written = write(&old, &Plan::default(), &decision(status.clone()), Some(1));
+            let stamp = Stamp(jiff::Timestamp::UNIX_EPOCH);
+            let written = write(&old, &Plan::default(), &decision(status.clone()), Some(1), &stamp);
             assert_eq!(read(&written), status, "{seed}");
             let json = serde_json::to_value(&written).expect("JSON");
             let again: wire::RolloutStatus = serde_json::from_value(json).expect("a status");

@@ -14,7 +14,7 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use crate::path::tests::world::World;
+use crate::path::tests::world::{OPTED, World};
 
 const TICK: Duration = Duration::from_millis(50);
 
@@ -188,7 +188,7 @@ async fn a_deployment_is_adopted_and_a_new_template_becomes_stable_step_by_step(
             status.stable_revision != first.stable_revision
         })
         .await;
-    assert_eq!(status.history, [first.stable_revision.clone()]);
+    assert_eq!(status.history, std::slice::from_ref(&first.stable_revision));
     let status = world.idle().await;
     world.rest(5).await;
     assert_eq!(world.weights().await, [(status.stable_revision.clone(), 10_000)]);
@@ -224,7 +224,9 @@ async fn evidence_takes_a_bad_candidate_out_and_it_begins_again_only_when_told()
         attempt.why
     );
     assert_eq!(world.weights().await, [(first.stable_revision.clone(), 10_000)]);
-    assert_eq!(failed.quarantined, [attempt.candidate.clone()]);
+    assert_eq!(failed.quarantined, std::slice::from_ref(&attempt.candidate));
+    assert!(crds::condition::is_true(&failed.conditions, "Degraded"));
+    assert!(!crds::condition::is_true(&failed.conditions, "Promoted"));
     world.rest(10).await;
     assert_eq!(world.status().await.phase, Phase::Failed);
 
@@ -239,6 +241,7 @@ async fn evidence_takes_a_bad_candidate_out_and_it_begins_again_only_when_told()
         .until_status("promoted", |status| status.phase == Phase::Idle)
         .await;
     assert_eq!(status.stable_revision, attempt.candidate);
+    assert!(crds::condition::is_true(&status.conditions, "Promoted"));
     assert_eq!(
         status.attempt.map(|attempt| attempt.result).as_deref(),
         Some("Promoted")
@@ -324,6 +327,23 @@ async fn a_rollout_that_is_deleted_gives_the_deployment_back_with_what_is_stable
     assert_eq!(world.images().await, [("web".to_owned(), "x".to_owned(), 2)]);
     world.rest(5).await;
     assert_eq!(world.weights().await, [("web".to_owned(), 10_000)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_opted_out_gets_its_deployment_back_and_the_rollout_begins_anew_later() {
+    let world = World::start().await;
+    world.rolled_out(2, by_time()).await;
+    let first = world.idle().await;
+    world.annotate("web", json!({ OPTED: "false" })).await;
+    world.until_gone("web").await;
+    assert_eq!(world.images().await, [("web".to_owned(), "x".to_owned(), 2)]);
+    assert_eq!(world.original("web").await, None);
+    let rollout = world.rollouts().get("web").await.expect("it is still there");
+    assert!(rollout.finalizers().is_empty(), "nobody has to wait for us");
+    world.annotate("web", json!({ OPTED: "true" })).await;
+    let again = world.idle().await;
+    assert_eq!(again.stable_revision, first.stable_revision);
+    assert_eq!(world.replicas("web").await, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -104,7 +104,7 @@ impl Objects {
         };
         let kind = K::kind(&());
         let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
-        let mut fresh = HashMap::new();
+        let (mut fresh, mut told) = (HashMap::new(), false);
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => return,
@@ -117,6 +117,7 @@ impl Objects {
                     fresh.insert(key_of(&object), Arc::new(object));
                 }
                 Some(Ok(Event::InitDone)) => {
+                    told = false;
                     *K::table(&mut self.tables.write()) = std::mem::take(&mut fresh);
                     listed.send_replace(true);
                     self.changed();
@@ -134,8 +135,12 @@ impl Objects {
                         // Without the definition there is none.
                         listed.send_replace(true);
                         tracing::debug!(%kind, "not installed");
+                    } else if told {
+                        tracing::debug!(%kind, %error, "watch");
                     } else {
-                        tracing::warn!(%kind, %error, "watch");
+                        // Where they may not be read, that is said once.
+                        told = true;
+                        tracing::warn!(%kind, %error, "watch; rollouts wait for it");
                     }
                     tokio::select! {
                         () = stop.cancelled() => return,
