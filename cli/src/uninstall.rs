@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// Namespace that Dormouse runs in
     #[arg(long, default_value = SYSTEM_NAMESPACE, value_name = "NAME", help_heading = "Cluster")]
     system_namespace: String,
+    /// The namespace that the autoscaler is limited to with the same flag; unset: all
+    #[arg(long, value_name = "NAME", help_heading = "Cluster")]
+    watch_namespace: Option<String>,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
@@ -43,7 +46,10 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         namespace: Some(args.system_namespace.clone()),
     };
     let connected = connect(&scope).await?;
-    let routes: Api<Route> = Api::all(connected.client.clone());
+    let routes: Api<Route> = match &args.watch_namespace {
+        Some(namespace) => Api::namespaced(connected.client.clone(), namespace),
+        None => Api::all(connected.client.clone()),
+    };
     let found = match routes.list(&ListParams::default()).await {
         Ok(list) => list.items,
         // Without the CRDs nothing is captured.
