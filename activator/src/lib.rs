@@ -28,6 +28,8 @@ mod cluster;
 pub mod config;
 mod forward;
 mod frames;
+#[doc(hidden)]
+pub mod fuzzing;
 mod headers;
 mod hold;
 mod hub;

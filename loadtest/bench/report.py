@@ -31,7 +31,8 @@ class Figures:
         rows = []
         for name, peer, most in BUDGETS:
             ours, theirs = self.of(name, "dormouse"), self.of(name, peer)
-            if ours and theirs:
+            # A latency below that of the direct way is a machine that is too busy to measure one.
+            if ours and theirs and ours > 0 and theirs > 0:
                 ratio = theirs / ours if name == TCP else ours / theirs
                 rows.append((name, peer, ratio, most, ratio <= most))
         held = self.of("held", "dormouse")
@@ -49,6 +50,8 @@ class Figures:
             if any(cell != "-" for cell in cells):
                 lines.append(f"{name:<17}" + "".join(f"{cell:>26}" for cell in cells) + f"  {unit}")
         lines += [f"  {remark}" for remark in remarks]
+        if any((self.of(f"added {part}", proxy) or 0) < 0 for part in ("p50", "p99", "p99.9") for proxy in proxies):
+            lines.append("  added latencies below zero: this machine was too busy to measure them")
         lines.append(f"\n{'dormouse beside':<28}{'ratio':>8}{'budget':>8}")
         for name, peer, ratio, most, met in self.budgets():
             lines.append(f"{name + ' / ' + peer:<28}{ratio:>8.2f}{most:>8.2f}  {'met' if met else 'MISSED'}")
@@ -64,7 +67,7 @@ COLOURS = {"nginx": "#4c956c", "haproxy": "#2c6e9b", "dormouse": "#d1495b"}
 
 def picture(figures, proxies, title):
     """Bars of each measure, as a ratio to haproxy, which is the line at 1. SVG."""
-    names = [name for name in UNITS if figures.of(name, "haproxy") and figures.of(name, "dormouse")]
+    names = [name for name in UNITS if all((figures.of(name, proxy) or 0) > 0 for proxy in ("haproxy", "dormouse"))]
     row, bar, left, wide = 16 * len(proxies) + 14, 14, 150, 560
     height = 70 + row * len(names)
 
@@ -86,12 +89,12 @@ def picture(figures, proxies, title):
         out.append(f'<text x="{left - 8}" y="{top + row / 2}" text-anchor="end">{name}</text>')
         for place, proxy in enumerate(proxies):
             value, y = ratio(name, proxy), top + place * 16
-            if value is None:
+            if value is None or value < 0:
                 out.append(f'<text x="{left + 4}" y="{y + 11}" fill="#888">{proxy}: none</text>')
                 continue
             length = max(min(value, most), 0) * scale
             out.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar}" fill="{COLOURS.get(proxy, "#777")}"/>')
-            label = f"{proxy} {number(figures.of(name, proxy))} ({value:.2f})"
+            label = f"{'» ' if value > most else ''}{proxy} {number(figures.of(name, proxy))} ({value:.2f})"
             out.append(f'<text x="{left + length + 5:.1f}" y="{y + 11}">{label}</text>')
         for limit_name, peer, limit in BUDGETS:
             base = figures.of(name, peer)
