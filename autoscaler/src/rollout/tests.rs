@@ -436,3 +436,75 @@ async fn a_process_that_ends_at_any_write_is_carried_on_by_the_next() {
         assert_eq!(world.replicas("web").await, 0, "{writes}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_ends_on_the_way_back_is_carried_on_too() {
+    for writes in (0..24).step_by(2) {
+        let mut world = World::start().await;
+        world.rolled_out(2, by_evidence()).await;
+        let first = world.idle().await;
+        world.set_image("bad").await;
+        let half = |status: &RolloutStatus| {
+            status.weight == "50%" && status.step.as_ref().is_some_and(|step| step.acked_bp.is_some())
+        };
+        world.until_status("half", half).await;
+        world.burn(writes);
+        let (mut deleted, mut counted) = (false, false);
+        let ended = timeout(Duration::from_secs(400), async {
+            loop {
+                if world.is_burnt() {
+                    world.burn(i64::MAX);
+                    world.take_over().await;
+                    counted = false;
+                }
+                let status = world.status().await;
+                if status.weight == "50%" && !counted {
+                    // What an activator has counted it tells every autoscaler.
+                    world.count((40, 0), (30, 12)).await;
+                    counted = true;
+                }
+                if status.phase == Phase::Failed && !deleted {
+                    assert_eq!(status.stable_revision, first.stable_revision, "{writes}");
+                    deleted = true;
+                    let all = world.rollouts();
+                    all.delete("web", &DeleteParams::default())
+                        .await
+                        .expect("it is deleted");
+                }
+                if world
+                    .rollouts()
+                    .get_opt("web")
+                    .await
+                    .expect("an answer")
+                    .is_none()
+                {
+                    return;
+                }
+                let weights = world.weights().await;
+                assert_eq!(weights.iter().map(|(_, weight)| weight).sum::<u32>(), 10_000);
+                for (name, image, replicas) in world.images().await {
+                    let needed = world
+                        .entry("web")
+                        .is_some_and(|entry| entry.needs.keys().any(|pool| pool.pool == name));
+                    if image == "bad" && name != "web" && replicas > 0 && !needed {
+                        world.scale(&name, 0).await;
+                    }
+                }
+                sleep(TICK).await;
+            }
+        });
+        assert!(
+            ended.await.is_ok(),
+            "{writes}: {:#?}\n{:#?}",
+            world.status().await,
+            world.writes()
+        );
+        assert!(deleted, "{writes}");
+        assert_eq!(
+            world.images().await,
+            [("web".to_owned(), "x".to_owned(), 2)],
+            "{writes}"
+        );
+        assert_eq!(world.weights().await, [("web".to_owned(), 10_000)], "{writes}");
+    }
+}
