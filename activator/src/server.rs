@@ -593,8 +593,13 @@ fn boxed(request: Request<Incoming>) -> Box<Request<Upload>> {
 /// Tells HTTP/2 with prior knowledge from HTTP/1.1 by the first bytes, which stay in the socket.
 async fn speaks_h2(stream: &TcpStream) -> std::io::Result<bool> {
     const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    // A preface in pieces is looked at again: peeking does not wait for more than there is. Less and less often, because
+    // whoever sends half of one and stays would be looked at until the head's time is up.
+    const LOOKS: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(128));
     let mut start = [0; PREFACE.len()];
+    let mut again = LOOKS.0;
     loop {
+        let ready = stream.ready(tokio::io::Interest::READABLE).await?;
         let length = stream.peek(&mut start).await?;
         if length == 0 || start[..length] != PREFACE[..length] {
             return Ok(false);
@@ -602,7 +607,11 @@ async fn speaks_h2(stream: &TcpStream) -> std::io::Result<bool> {
         if length == PREFACE.len() {
             return Ok(true);
         }
-        // A preface in pieces: peeking does not wait for more than there is.
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        // Nothing follows any more: whoever reads on finds the end.
+        if ready.is_read_closed() {
+            return Ok(false);
+        }
+        tokio::time::sleep(again).await;
+        again = LOOKS.1.min(again * 2);
     }
 }

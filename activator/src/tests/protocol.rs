@@ -243,6 +243,18 @@ async fn a_client_that_dawdles_over_its_head_is_cut_off() {
 }
 
 #[tokio::test]
+async fn a_client_that_ends_within_the_preface_of_http2_is_done_with_at_once() {
+    let (fixture, _pod) = warm().await;
+    let mut client = TcpStream::connect(fixture.listen).await.expect("connects");
+    client.write_all(b"PRI *").await.expect("it is written");
+    client.shutdown().await.expect("it is closed");
+    let mut all = Vec::new();
+    // A fraction of the time that a head may take.
+    let ended = tokio::time::timeout(Duration::from_secs(10), client.read_to_end(&mut all)).await;
+    ended.expect("the connection is closed").expect("it is read");
+}
+
+#[tokio::test]
 async fn an_upgrade_joins_the_two_connections() {
     let mut fixture = Fixture::new().await;
     let address = SocketAddr::new(fresh_address(), 0);
