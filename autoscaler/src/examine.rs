@@ -11,7 +11,7 @@ use crds::Settings;
 use crds::annotation::Parsed;
 use crds::condition::{CAPTURED, CONFIGURATION_VALID, FULLY_ACTIVE, REPLICAS_CONFLICT, WARNING, reason};
 use crds::names::{ACTIVATOR_MANAGER, AUTOSCALER_MANAGER, CLI_MANAGER, SCALE_MANAGER};
-use crds::route::{ProbeKind, Protocol};
+use crds::route::ProbeKind;
 
 pub(crate) use gather::from_index;
 pub use gather::{GatherError, gather};
@@ -224,7 +224,9 @@ pub fn same_pool(a: &Settings, b: &Settings) -> bool {
         response_start_timeout: std::time::Duration::ZERO,
         request_timeout: std::time::Duration::ZERO,
         stream_idle_timeout: std::time::Duration::ZERO,
+        queue_timeout: std::time::Duration::ZERO,
         protocol: None,
+        proxy_protocol: false,
         waiting_page: String::new(),
         ignore: crds::route::Ignore::default(),
         queue_limit: 0,
@@ -246,20 +248,14 @@ fn configuration(parsed: &Parsed, findings: &mut Vec<Finding>) {
             ),
         });
     }
-    let mut inactive = parsed.inactive.clone();
-    if parsed.settings.protocol == Some(Protocol::Tcp)
-        && !inactive.iter().any(|key| key.ends_with("/protocol"))
-    {
-        inactive.push("dormouse.dev/protocol: tcp".to_owned());
-    }
-    if !inactive.is_empty() {
+    if !parsed.inactive.is_empty() {
         findings.push(Finding {
             severity: Severity::Warning,
             condition: FULLY_ACTIVE,
             reason: reason::NOT_YET_ACTIVE,
             message: format!(
                 "Accepted, but not yet active in this version: {}.",
-                inactive.join(", ")
+                parsed.inactive.join(", ")
             ),
         });
     }

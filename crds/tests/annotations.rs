@@ -469,7 +469,7 @@ fn keys_that_are_not_yet_active_are_listed_as_written() {
         ("group", "a", false),
         ("depends-on", "db", false),
         ("rollout", "canary", true),
-        ("protocol", "tcp", true),
+        ("protocol", "tcp", false),
         ("protocol", "http", false),
         ("keep-alive", "adaptive", true),
         ("keep-alive", "60s", false),

@@ -273,8 +273,8 @@ fn each_warning_has_its_reason() {
             vec![reason::INVALID_VALUE],
         ),
         (
-            "tcp",
-            annotated("dormouse.dev/protocol", "tcp"),
+            "a value whose feature comes later",
+            annotated("dormouse.dev/keep-alive", "adaptive"),
             vec![reason::NOT_YET_ACTIVE],
         ),
         (

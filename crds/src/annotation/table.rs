@@ -420,8 +420,7 @@ pub static TABLE: &[Key] = &[
         },
         "(from appProtocol, else http)",
         "What is spoken on the Service's ports. `http` is HTTP/1.1 and HTTP/2, told apart by the first bytes.",
-    )
-    .active(Active::Except(&["tcp"])),
+    ),
     key(
         "proxy-protocol",
         Kind::Choice {

@@ -190,7 +190,8 @@ fn troubles_are_named_and_stop_nothing() {
     let path = |names: &str| Trouble::Circle {
         path: names.split(' ').map(str::to_owned).collect(),
     };
-    let rows: [(&str, &[&str], Vec<(usize, Trouble)>); 4] = [
+    type Row<'a> = (&'a str, &'a [&'a str], Vec<(usize, Trouble)>);
+    let rows: [Row<'_>; 4] = [
         (
             "missing",
             &["web - db,api", "api"],
