@@ -59,6 +59,10 @@
 - apiGroups: [dormouse.dev]
   resources: [routes/status]
   verbs: [patch]
+# Whether there are any to roll out.
+- apiGroups: [dormouse.dev]
+  resources: [rollouts, revisions]
+  verbs: [list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
