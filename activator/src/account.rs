@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderValue, StatusCode};
+
 use crate::hub::Hub;
 use crate::meter::{Meter, Outcome};
 use crate::pool::{Pool, Slot};
+use crate::rollout::Ticket;
 
 /// What a request counts as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +21,8 @@ pub(crate) enum Counts {
     /// Who looks at a waiting page: it waits and is used, but no request of it arrives or ends. Nobody's answer is lost
     /// with it, so a drain does not wait for it.
     Page,
+    /// A copy of a client's request: counted as use, but nobody waits for it, and neither does a drain.
+    Copy,
     /// Nothing.
     Noise,
 }
@@ -43,6 +48,8 @@ pub(crate) struct Use {
     stage: Stage,
     outcome: Outcome,
     slot: Option<Slot>,
+    /// What it counts as for a candidate.
+    ticket: Option<Box<Ticket>>,
 }
 
 impl Use {
@@ -54,7 +61,7 @@ impl Use {
         counts: Counts,
         now: Duration,
     ) -> Self {
-        if counts != Counts::Page {
+        if !matches!(counts, Counts::Page | Counts::Copy) {
             hub.active.fetch_add(1, Ordering::AcqRel);
         }
         let usage = Self {
@@ -65,9 +72,10 @@ impl Use {
             stage: Stage::Here,
             outcome: Outcome::Cancelled,
             slot: None,
+            ticket: None,
         };
         match counts {
-            Counts::Use => usage.meter(|meter| meter.arrive(now)),
+            Counts::Use | Counts::Copy => usage.meter(|meter| meter.arrive(now)),
             Counts::Page => usage.meter(|meter| meter.used(now)),
             Counts::Hop | Counts::Noise => {}
         }
@@ -117,9 +125,55 @@ impl Use {
         self.slot = None;
     }
 
+    /// It is counted for a candidate, too. What is no use is not.
+    pub(crate) fn enrol(&mut self, ticket: Option<Box<Ticket>>) {
+        self.ticket = ticket.filter(|_| matches!(self.counts, Counts::Use | Counts::Copy));
+    }
+
+    /// An answer begins. It was sent to who answers at `sent`. Returns a field that the answer must carry.
+    pub(crate) fn head(
+        &mut self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        sent: Duration,
+    ) -> Option<HeaderValue> {
+        let ticket = self.ticket.as_mut()?;
+        // Whether a peer's pod is warm is not known here.
+        let endpoint = self.slot.as_ref().map(|slot| &slot.endpoint);
+        let is_warm =
+            endpoint.is_some_and(|endpoint| !endpoint.is_peer() && endpoint.is_warm(sent, ticket.warmup()));
+        let time = is_warm.then(|| self.hub.now().saturating_sub(sent));
+        ticket.head(status, headers, time);
+        ticket.cookie()
+    }
+
+    /// The answer's trailers.
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.trailers(trailers);
+        }
+    }
+
+    /// It has become a stream of bytes: however that ends, the pod did what it was asked for.
+    pub(crate) fn settle(&mut self) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.settle();
+        }
+    }
+
     /// It is broken off in the middle, for a limit of the Route.
     pub(crate) fn aborted(&self, limit: &'static str) {
         self.hub.metrics.aborts.with_label_values(&[limit]).inc();
+    }
+
+    /// A copy took too long. That is a failure only when the request itself was answered meanwhile.
+    pub(crate) fn give_up(self) {
+        let is_overtaken = self.ticket.as_ref().is_some_and(|ticket| ticket.is_overtaken());
+        self.finish(if is_overtaken {
+            Outcome::Failed
+        } else {
+            Outcome::Cancelled
+        });
     }
 
     /// It has ended.
@@ -132,15 +186,20 @@ impl Drop for Use {
     fn drop(&mut self) {
         let now = self.hub.now();
         self.here(now);
+        if let Some(ticket) = self.ticket.take()
+            && let Some((attempt, news)) = ticket.end(self.outcome)
+        {
+            self.hub.counted(&attempt, &news);
+        }
         match self.counts {
-            Counts::Use => self.meter(|meter| meter.end(now, self.outcome)),
+            Counts::Use | Counts::Copy => self.meter(|meter| meter.end(now, self.outcome)),
             Counts::Page => self.meter(|meter| meter.used(now)),
             Counts::Hop | Counts::Noise => {}
         }
         if self.counts != Counts::Noise {
             self.pool.touch(false);
         }
-        if self.counts != Counts::Page {
+        if !matches!(self.counts, Counts::Page | Counts::Copy) {
             self.hub.active.fetch_sub(1, Ordering::AcqRel);
         }
     }

@@ -91,6 +91,12 @@ impl Admin {
             .iter()
             .map(|pool| (pool.key.to_string(), pool.dump()))
             .collect();
+        let rollouts: serde_json::Map<_, _> = self
+            .directory
+            .attempts()
+            .iter()
+            .map(|attempt| (attempt.route.to_string(), attempt.dump()))
+            .collect();
         json!({
             "name": self.hub.config.name,
             "instance": self.hub.instance,
@@ -103,6 +109,7 @@ impl Admin {
             "routes": self.directory.acks(),
             "waitingPages": self.hub.themes.dump(),
             "pools": pools,
+            "rollouts": rollouts,
         })
     }
 }

@@ -241,6 +241,9 @@ impl Body for Download {
                 if let Some(activity) = self.limits.as_ref().and_then(|limits| limits.activity.as_ref()) {
                     activity.note();
                 }
+                if let (Some(trailers), Some(usage)) = (frame.trailers_ref(), &mut self.usage) {
+                    usage.trailers(trailers);
+                }
                 if self.inner.is_end_stream() {
                     let outcome = self.outcome;
                     self.complete(outcome);

@@ -401,7 +401,7 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 /// A copy of a request that has no body, and asks for no other protocol.
-fn without_body(request: &Request<Upload>) -> Option<Request<Upload>> {
+pub(crate) fn without_body(request: &Request<Upload>) -> Option<Request<Upload>> {
     if !request.body().is_empty() || request.headers().contains_key(http::header::UPGRADE) {
         return None;
     }

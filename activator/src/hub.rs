@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crds::report::{Peer, SILENCE_MS};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -17,8 +17,10 @@ use crate::balance::Shares;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::mirror::COPIES;
 use crate::page::Themes;
 use crate::pool::Pool;
+use crate::rollout::{Attempt, News};
 
 /// Shared by all parts. One for each activator in a process.
 pub(crate) struct Hub {
@@ -40,6 +42,8 @@ pub(crate) struct Hub {
     pub(crate) active: AtomicUsize,
     /// Pods that are being probed, of all pools.
     pub(crate) probed: AtomicUsize,
+    /// Room for copies of requests to candidates.
+    pub(crate) copies: Arc<Semaphore>,
     /// Cancelled when requests that still wait must be given up.
     pub(crate) give_up: CancellationToken,
 }
@@ -48,6 +52,7 @@ pub(crate) struct Hub {
 #[derive(Default)]
 struct Changes {
     pools: Mutex<Vec<Arc<Pool>>>,
+    attempts: Mutex<Vec<Arc<Attempt>>>,
     urgent: AtomicBool,
     notify: Notify,
 }
@@ -78,6 +83,7 @@ impl Hub {
             changes: Changes::default(),
             active: AtomicUsize::new(0),
             probed: AtomicUsize::new(0),
+            copies: Arc::new(Semaphore::new(COPIES)),
             give_up: CancellationToken::new(),
         })
     }
@@ -116,6 +122,34 @@ impl Hub {
     /// The pools that changed since the last call.
     pub(crate) fn take_changed(&self) -> Vec<Arc<Pool>> {
         std::mem::take(&mut *self.changes.pools.lock())
+    }
+
+    /// Something was counted for a candidate.
+    pub(crate) fn counted(&self, attempt: &Arc<Attempt>, news: &News) {
+        if news.is_first {
+            self.changes.attempts.lock().push(Arc::clone(attempt));
+        }
+        if let Some(broken) = &news.broken {
+            self.metrics.breaker_trips.inc();
+            tracing::warn!(
+                route = %attempt.route,
+                attempt = attempt.uid,
+                evidence = broken.evidence,
+                candidate_bad = broken.candidate.0,
+                candidate_requests = broken.candidate.1,
+                stable_bad = broken.stable.0,
+                stable_requests = broken.stable.1,
+                "the breaker takes the candidate out: it gets no more requests here until another attempt"
+            );
+        }
+        if news.is_first || news.broken.is_some() {
+            self.changed(None, news.broken.is_some());
+        }
+    }
+
+    /// The attempts that changed since the last call.
+    pub(crate) fn take_counted(&self) -> Vec<Arc<Attempt>> {
+        std::mem::take(&mut *self.changes.attempts.lock())
     }
 
     /// Reads how limited pools are divided.

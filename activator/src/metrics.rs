@@ -52,6 +52,8 @@ pub(crate) struct Metrics {
     pub(crate) report_refused: IntCounterVec,
     pub(crate) report_lagged: IntCounter,
     pub(crate) watch_errors: IntCounterVec,
+    pub(crate) breaker_trips: IntCounter,
+    pub(crate) mirrored: IntCounterVec,
 }
 
 impl Metrics {
@@ -165,6 +167,16 @@ impl Metrics {
                 "Errors of watches, by kind of object",
                 "kind",
             ),
+            breaker_trips: counter(
+                "activator_rollout_breaker_trips_total",
+                "Times a candidate was taken out here, because it was overwhelmingly worse than the stable pool",
+            ),
+            mirrored: counters(
+                "activator_mirrored_requests_total",
+                "Copies of requests to candidates, by what became of them: sent, given up after that, or not made because \
+                 the candidate has no ready pod or too many are under way",
+                "result",
+            ),
             registry,
         }
     }
@@ -222,7 +234,7 @@ struct Pools {
     descs: Vec<Desc>,
 }
 
-const FAMILIES: [(&str, &str, MetricType); 6] = [
+const FAMILIES: [(&str, &str, MetricType); 9] = [
     (
         "activator_requests_total",
         "Ended requests that count as use, by outcome",
@@ -240,6 +252,21 @@ const FAMILIES: [(&str, &str, MetricType); 6] = [
         "activator_pods_ejected",
         "Pods passed over for a time because they fail requests",
         MetricType::GAUGE,
+    ),
+    (
+        "activator_rollout_requests_total",
+        "Requests counted in the last attempt of a rollout, by how they were assigned and what they came to",
+        MetricType::COUNTER,
+    ),
+    (
+        "activator_rollout_broken",
+        "Whether the breaker has taken the candidate of a Route's last attempt out here",
+        MetricType::GAUGE,
+    ),
+    (
+        "activator_rollout_uncounted_total",
+        "Requests of a Route's last attempt that were not counted, because it has had too many epochs",
+        MetricType::COUNTER,
     ),
 ];
 
@@ -269,7 +296,7 @@ impl Collector for Pools {
             return Vec::new();
         };
         let now = hub.now();
-        let mut families: [Vec<Metric>; 6] = Default::default();
+        let mut families: [Vec<Metric>; 9] = Default::default();
         let pools = directory.pools();
         families[4].push(metric(MetricType::GAUGE, pools.len() as f64, &[]));
         for pool in pools {
@@ -301,6 +328,21 @@ impl Collector for Pools {
             ] {
                 families[at].push(metric(MetricType::GAUGE, value, &own));
             }
+        }
+        for attempt in directory.attempts() {
+            let own = [
+                ("namespace", attempt.route.namespace.as_str()),
+                ("route", attempt.route.name.as_str()),
+            ];
+            for (arm, good, bad) in attempt.sums() {
+                for (verdict, count) in [("good", good), ("bad", bad)] {
+                    let labels = [own[0], own[1], ("arm", arm), ("verdict", verdict)];
+                    families[6].push(metric(MetricType::COUNTER, count as f64, &labels));
+                }
+            }
+            let broken = f64::from(u8::from(attempt.is_broken()));
+            families[7].push(metric(MetricType::GAUGE, broken, &own));
+            families[8].push(metric(MetricType::COUNTER, attempt.uncounted() as f64, &own));
         }
         FAMILIES
             .iter()

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use crds::evidence::EpochReport;
 use crds::report::{
     COALESCE_MS, Directive, HEARTBEAT_MS, LONGEST_LINE, PoolReport, ProbeOrder, ProbeResult, Report,
     RouteAck, SILENCE_MS,
@@ -47,6 +48,7 @@ struct Delta {
     uptime: Duration,
     pools: Vec<PoolReport>,
     routes: Vec<RouteAck>,
+    epochs: Vec<EpochReport>,
     /// When the oldest held request of a pool without pods came, for the histogram.
     waited: Option<Duration>,
 }
@@ -128,6 +130,12 @@ impl Reporter {
         let mut delta = Delta {
             uptime: self.hub.now(),
             routes: self.directory.take_new_acks(),
+            epochs: self
+                .hub
+                .take_counted()
+                .iter()
+                .flat_map(|attempt| attempt.take_changed())
+                .collect(),
             ..Delta::default()
         };
         running.retain(|_, pool| {
@@ -165,6 +173,12 @@ impl Reporter {
             uptime,
             pools,
             routes: self.directory.acks(),
+            epochs: self
+                .directory
+                .attempts()
+                .iter()
+                .flat_map(|attempt| attempt.all())
+                .collect(),
             waited: None,
         }
     }
@@ -346,7 +360,7 @@ impl Reporter {
             routes: delta.routes.clone(),
             pools: delta.pools.clone(),
             probes,
-            epochs: Vec::new(),
+            epochs: delta.epochs.clone(),
         };
         let mut line = serde_json::to_vec(&report).unwrap_or_default();
         line.push(b'\n');

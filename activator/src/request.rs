@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crds::names::{HOP_HEADER, PROBE_HEADER, PROBE_INSTANCE_HEADER, PROBE_ROUTE_HEADER};
-use http::header::USER_AGENT;
+use http::header::{SET_COOKIE, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -19,12 +19,13 @@ use crate::headers;
 use crate::hold;
 use crate::hub::Hub;
 use crate::meter::Outcome;
+use crate::mirror;
 use crate::noise::{self, Noise};
 use crate::page::{self, Asks};
 use crate::places::{self, PLACE_HEADER, Word};
 use crate::pool::{Enter, Failure as Fails, Pool, Slot};
 use crate::reject::{Reader, Reject};
-use crate::route::Target;
+use crate::route::{Choice, Target};
 use crate::server::Listening;
 use crate::stream::{self, End};
 use crate::talk::Talk;
@@ -57,24 +58,24 @@ pub(crate) struct Connection {
 }
 
 /// Everything about a request that stays the same over its tries.
-struct Call<'a> {
-    connection: &'a Connection,
-    target: &'a Target,
-    pool: &'a Arc<Pool>,
-    kind: Kind,
-    counts: Counts,
-    h2c: bool,
+pub(crate) struct Call<'a> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) target: &'a Target,
+    pub(crate) pool: &'a Arc<Pool>,
+    pub(crate) kind: Kind,
+    pub(crate) counts: Counts,
+    pub(crate) h2c: bool,
     /// When it arrived.
-    started: Duration,
+    pub(crate) started: Duration,
 }
 
 /// What the tries of a request come to.
-struct Done {
-    answer: Answer,
+pub(crate) struct Done {
+    pub(crate) answer: Answer,
     /// When it was first sent.
-    begun: Duration,
+    pub(crate) begun: Duration,
     /// When it was sent to who answered.
-    sent: Duration,
+    pub(crate) sent: Duration,
     /// It waited while no pod was ready.
     was_cold: bool,
 }
@@ -119,8 +120,21 @@ async fn serve(connection: Arc<Connection>, mut request: Box<Request<Upload>>) -
     if let Err(reject) = check(&request) {
         return refuse(hub, &reject, &Reader::of(request.headers()), is_h2);
     }
+    let mut ticket = None;
     let (word, pool) = match request.headers().get(PLACE_HEADER) {
-        None => (None, target.choose(&mut |below| fastrand::u32(..below))),
+        None => {
+            let choice = target.choose(Some(request.headers()), &mut |below| fastrand::u32(..below));
+            let pool = choice.map(
+                |Choice {
+                     pool,
+                     ticket: counted,
+                 }| {
+                    ticket = counted;
+                    pool
+                },
+            );
+            (None, pool)
+        }
         // From a peer that we have not been told of yet it must not become a request to a pod.
         Some(_) if !connection.is_peer => {
             let reject = Reject::BadRequest("dormouse-place is a field between activators");
@@ -166,6 +180,12 @@ async fn serve(connection: Arc<Connection>, mut request: Box<Request<Upload>>) -
         None => Counts::Use,
     };
     let mut usage = Use::begin(hub, pool, connection.worker, counts, started);
+    if counts == Counts::Use
+        && let Some(half) = mirror::copy(&connection, &target, pool, &request, h2c)
+    {
+        ticket = Some(half);
+    }
+    usage.enrol(ticket);
 
     // What the client reads a refusal as, and what its upgrade hangs on, before the request moves on.
     let client = Client::of(&mut request, is_h2);
@@ -229,7 +249,7 @@ fn check(request: &Request<Upload>) -> Result<(), Reject> {
 }
 
 /// Steps 2 to 4, repeated while the request can be sent again.
-async fn attempt(
+pub(crate) async fn attempt(
     call: &Call<'_>,
     usage: &mut Use,
     mut request: Box<Request<Upload>>,
@@ -415,13 +435,14 @@ async fn retry(
 /// Step 5: hangs what the request holds on the answer's body.
 fn account(
     call: &Call<'_>,
-    usage: Use,
+    mut usage: Use,
     done: Done,
     client: Client,
     activity: Option<Arc<Activity>>,
 ) -> Response<ResponseBody> {
     let hub = &call.connection.hub;
     let Answer { mut response, lease } = done.answer;
+    let session = usage.head(response.status(), response.headers(), done.sent);
     if done.was_cold {
         let now = hub.now();
         call.pool.answered(now);
@@ -434,23 +455,32 @@ fn account(
     headers::strip(response.headers_mut(), is_switching);
     response.headers_mut().remove(http::header::TRANSFER_ENCODING);
     *response.version_mut() = Version::HTTP_11;
+    if let Some(session) = session {
+        response.headers_mut().append(SET_COOKIE, session);
+    }
     if is_switching {
         let talk = call.connection.talk.as_ref();
         if talk.is_some_and(|talk| !talk.switches()) {
             usage.finish(Outcome::Refused);
             return refuse(hub, &Reject::BadRequest(EARLY), &client.reader, false);
         }
+        usage.settle();
         return switch(call, usage, client, response, done.begun);
     }
-    let outcome = if response.status().is_server_error() {
-        Outcome::ServerError
-    } else {
-        Outcome::Ok
-    };
+    let outcome = outcome(response.status());
     response.map(|body| {
         let body = Download::new(body, outcome, usage, lease, call.connection.talk.clone());
         Either::Right(body.limited(call.target.timeouts, hub.instant(done.begun), activity))
     })
+}
+
+/// How a request will have ended when its answer ends well.
+pub(crate) fn outcome(status: StatusCode) -> Outcome {
+    if status.is_server_error() {
+        Outcome::ServerError
+    } else {
+        Outcome::Ok
+    }
 }
 
 /// Joins the two connections of an upgrade; the request lasts as long as they do.

@@ -1,13 +1,15 @@
 //! From a listening port to a pool. Pure: the port is the route, so nothing of the request is needed but, among several
-//! pools, a random number.
+//! pools, a random number, and where a candidate is being let in, its fields.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crds::route::{FULL_WEIGHT, Ignore, RoutePort, RouteSpec};
+use http::HeaderMap;
 
 use crate::balance;
 use crate::pool::Pool;
+use crate::rollout::{Plan, Ticket};
 
 /// A Route's identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +49,15 @@ pub(crate) struct Target {
     pub(crate) proxy_protocol: bool,
     /// What a browser gets while the Service sleeps; `None`: it is held.
     pub(crate) waiting_page: Option<WaitingPage>,
+    /// A candidate that is being let in.
+    pub(crate) rollout: Option<Arc<Plan>>,
+}
+
+/// Where a request goes, and how it is counted for a candidate.
+#[derive(Debug)]
+pub(crate) struct Choice<'a> {
+    pub(crate) pool: &'a Arc<Pool>,
+    pub(crate) ticket: Option<Box<Ticket>>,
 }
 
 /// Limits of time; `None`: no limit.
@@ -101,9 +112,17 @@ impl Target {
             .find(|pool| pool.key.pool == name)
     }
 
-    /// The pool for one request, by weight.
-    pub(crate) fn choose(&self, random: &mut impl FnMut(u32) -> u32) -> Option<&Arc<Pool>> {
-        match self.pools.as_slice() {
+    /// The pool for one request: by weight, unless the Route says more. `headers` are its fields; a connection of bytes
+    /// has none.
+    pub(crate) fn choose(
+        &self,
+        headers: Option<&HeaderMap>,
+        random: &mut impl FnMut(u32) -> u32,
+    ) -> Option<Choice<'_>> {
+        if let Some(plan) = &self.rollout {
+            return plan.choose(&self.pools, headers, random);
+        }
+        let pool = match self.pools.as_slice() {
             [] => None,
             // The usual case needs no dice. A weight of zero is obeyed even then.
             [(weight, pool)] => (*weight > 0).then_some(pool),
@@ -112,6 +131,7 @@ impl Target {
                 let at = balance::by_weight(pools.iter().map(|(weight, _)| *weight), point)?;
                 Some(&pools[at].1)
             }
-        }
+        }?;
+        Some(Choice { pool, ticket: None })
     }
 }

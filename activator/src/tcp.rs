@@ -16,6 +16,7 @@ use crate::meter::Outcome;
 use crate::pool::{Endpoint, Enter, Failure, Pool, Slot};
 use crate::proxy_header;
 use crate::reject::Reject;
+use crate::route::Choice;
 use crate::server::Listening;
 use crate::stream::{self, End};
 use crate::throttle::Kind;
@@ -49,10 +50,11 @@ pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, 
         drop(client.read(&mut [0; 1024]).await);
         return;
     }
-    let Some(pool) = target.choose(&mut |below| fastrand::u32(..below)) else {
+    let Some(Choice { pool, ticket }) = target.choose(None, &mut |below| fastrand::u32(..below)) else {
         return;
     };
     let mut usage = Use::begin(hub, pool, worker, Counts::Use, started);
+    usage.enrol(ticket);
     let mut failed: Option<Arc<Endpoint>> = None;
     for _ in 0..MOST_TRIES {
         // 2. Admit and 3. pick.
@@ -79,6 +81,7 @@ pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, 
         match dial(address, hub.config.connect_timeout, header).await {
             Ok(mut pod) => {
                 pool.answered(hub.now());
+                usage.settle();
                 let begun = tokio::time::Instant::now();
                 let end = stream::join(&mut client, &mut pod, target.timeouts, begun, &hub.give_up).await;
                 // 5. Account. A stream that one side resets has ended as its owner wanted.

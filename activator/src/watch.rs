@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crds::names::{POOL_LABEL, PROBE_PORT_NAME};
 use crds::report::{PoolKey, RouteAck};
-use crds::route::Route;
+use crds::route::{Route, RouteSpec};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::{self, Event};
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::hub::Hub;
 use crate::pool::{Pool, Published, Settings};
+use crate::rollout::{Attempt, Plan};
 use crate::route::{RouteKey, Target, Timeouts, WaitingPage};
 use crate::server::Server;
 
@@ -43,6 +44,8 @@ pub(crate) struct Directory {
     acks: RwLock<BTreeMap<RouteKey, RouteAck>>,
     /// Acknowledgements that no line has carried yet.
     new_acks: Mutex<Vec<RouteAck>>,
+    /// The attempt that each Route named last.
+    attempts: RwLock<BTreeMap<RouteKey, Arc<Attempt>>>,
     /// Both kinds of object have been listed once.
     is_synced: [AtomicBool; 2],
 }
@@ -71,6 +74,25 @@ impl Directory {
     /// Whether the cluster has been seen.
     pub(crate) fn is_synced(&self) -> bool {
         self.is_synced.iter().all(|is| is.load(Ordering::Acquire))
+    }
+
+    /// All attempts that are counted.
+    pub(crate) fn attempts(&self) -> Vec<Arc<Attempt>> {
+        self.attempts.read().values().cloned().collect()
+    }
+
+    /// Where a Route's attempt of that name is counted: its counts stay until the Route names another.
+    fn attempt(&self, route: &RouteKey, uid: &str) -> Option<Arc<Attempt>> {
+        if uid.is_empty() {
+            return None;
+        }
+        let mut attempts = self.attempts.write();
+        if let Some(known) = attempts.get(route).filter(|known| known.uid == uid) {
+            return Some(Arc::clone(known));
+        }
+        let attempt = Arc::new(Attempt::new(route.clone(), uid.to_owned()));
+        attempts.insert(route.clone(), Arc::clone(&attempt));
+        Some(attempt)
     }
 
     fn acknowledge(&self, ack: RouteAck) {
@@ -129,7 +151,7 @@ impl Index {
         self.departed.remove(&key);
         let spec = &route.spec;
         let title = key.to_string();
-        let pools = spec
+        let pools: Vec<_> = spec
             .pools
             .iter()
             .map(|pool| {
@@ -149,6 +171,7 @@ impl Index {
                 (pool.weight, self.use_pool(pool_key, &key, settings))
             })
             .collect();
+        let rollout = self.plan(&key, spec, &pools);
         let target = Arc::new(Target {
             title,
             uid: route.metadata.uid.clone().unwrap_or_default(),
@@ -159,6 +182,7 @@ impl Index {
             timeouts: Timeouts::of(spec),
             proxy_protocol: spec.proxy_protocol,
             waiting_page: WaitingPage::of(spec),
+            rollout,
             key: key.clone(),
         });
         if let Some(WaitingPage::ConfigMap(name)) = &target.waiting_page {
@@ -175,6 +199,19 @@ impl Index {
             }
         }
         self.hub.changed(None, true);
+    }
+
+    /// What a Route says of its candidate. What cannot be followed is logged, and the weights alone decide.
+    fn plan(&self, key: &RouteKey, spec: &RouteSpec, pools: &[(u32, Arc<Pool>)]) -> Option<Arc<Plan>> {
+        let rollout = spec.rollout.as_ref()?;
+        let attempt = self.directory.attempt(key, &rollout.attempt);
+        match Plan::of(rollout, pools, attempt) {
+            Ok(plan) => Some(Arc::new(plan)),
+            Err(why) => {
+                tracing::warn!(route = %key, why, "the Route's rollout cannot be followed; its weights alone decide");
+                None
+            }
+        }
     }
 
     /// A Route was deleted: it goes once its pods are not published any more, see [`DEPARTED`].
@@ -215,6 +252,7 @@ impl Index {
             return;
         };
         self.server.forget(&old);
+        self.directory.attempts.write().remove(key);
         for (_, pool) in &old.pools {
             self.leave_pool(&pool.key, key);
         }

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// How many buckets of service time there are.
 pub const BUCKETS: u16 = 200;
 
+/// Most epochs of one attempt, `0..EPOCHS`: a ramp of 1 % steps fits. Requests of later ones are counted nowhere.
+pub const EPOCHS: u32 = 128;
+
 /// The bucket of a service time in microseconds, `0..BUCKETS`: an eighth of an octave, from 8 µs to 4.4 minutes. The same
 /// integer arithmetic as in the autoscaler's `evidence::histogram`.
 #[must_use]
@@ -40,6 +43,15 @@ pub struct EpochReport {
     /// The breaker has taken the candidate out here.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub broken: bool,
+    /// The evidence on which it did, rounded down: `E` by the counts of this activator instance alone. 0: it has not.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub evidence: u64,
+}
+
+/// Whether there is none: then it is not written.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(evidence: &u64) -> bool {
+    *evidence == 0
 }
 
 /// The requests of one pool in one epoch.

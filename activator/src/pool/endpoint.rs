@@ -1,11 +1,14 @@
 //! Where a request can be sent.
 
 use std::net::IpAddr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 
 use crate::forward::Connections;
+use crate::rollout::Warmup;
 
 /// `(listening port here, port there)`, ascending.
 pub(super) type Ports = Box<[(u16, u16)]>;
@@ -20,6 +23,10 @@ pub(crate) struct Endpoint {
     pub(crate) in_flight: AtomicU32,
     /// Resets since its last answer.
     resets: AtomicU32,
+    /// When it was first seen answering, as an uptime.
+    since: OnceLock<Duration>,
+    /// Answers while it warmed up, as far as anybody asked.
+    warmed: AtomicU32,
     /// It ends soon: its connections are not kept.
     is_leaving: AtomicBool,
     /// Idle connections, for each worker and then for control tasks. They close when the endpoint is dropped.
@@ -41,6 +48,8 @@ impl Endpoint {
             ports: None,
             in_flight: AtomicU32::new(0),
             resets: AtomicU32::new(0),
+            since: OnceLock::new(),
+            warmed: AtomicU32::new(0),
             is_leaving: AtomicBool::new(false),
             connections: (0..=workers).map(|_| Connections::default()).collect(),
         }
@@ -57,6 +66,22 @@ impl Endpoint {
         if self.resets.load(Ordering::Relaxed) > 0 {
             self.resets.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// It answers.
+    pub(super) fn answers(&self, now: Duration) {
+        self.since.get_or_init(|| now);
+    }
+
+    /// Whether it had warmed up when a request was sent to it that it now answers; asked once for each request.
+    pub(crate) fn is_warm(&self, sent: Duration, warmup: Warmup) -> bool {
+        let is_early = self.warmed.load(Ordering::Relaxed) < warmup.requests
+            && self.warmed.fetch_add(1, Ordering::Relaxed) < warmup.requests;
+        !is_early
+            && self
+                .since
+                .get()
+                .is_some_and(|since| *since + warmup.period <= sent)
     }
 
     /// A request to it was reset. Returns how many were, without an answer in between.

@@ -155,6 +155,7 @@ impl Pool {
             .values()
             .filter(|pod| pod.is_usable())
             .map(|pod| &pod.endpoint)
+            .inspect(|endpoint| endpoint.answers(now))
             .collect();
         let mut view = View {
             limit,
