@@ -204,7 +204,8 @@ impl Plan {
     ) -> Option<&'a Arc<Pool>> {
         let mirror = self.mirror.as_ref()?;
         let is_safe = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
-        let is_listed = mirror.methods.is_empty() || mirror.methods.iter().any(|listed| listed == method.as_str());
+        let is_listed =
+            mirror.methods.is_empty() || mirror.methods.iter().any(|listed| listed == method.as_str());
         let is_stable = Arc::ptr_eq(&pools[self.stable].1, pool);
         let wanted = is_safe && is_listed && is_stable && !self.is_broken() && random(100) < mirror.percent;
         wanted.then_some(&pools[self.candidate].1)

@@ -145,8 +145,10 @@ impl Attempt {
                 was_bad,
             } => {
                 adds = u64::from(is_new);
-                is_bad &=
-                    !was_bad && found.bad_sessions.len() < BAD_SESSIONS && found.bad_sessions.insert(id);
+                is_bad = is_bad
+                    && !was_bad
+                    && found.bad_sessions.len() < BAD_SESSIONS
+                    && found.bad_sessions.insert(id);
                 (Some(arm), found.share)
             }
         };

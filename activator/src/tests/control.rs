@@ -7,14 +7,14 @@ use hyper::client::conn::http2;
 use super::*;
 
 /// An autoscaler's end of a report stream.
-struct Autoscaler {
+pub(super) struct Autoscaler {
     directives: tokio::sync::mpsc::Sender<Result<http_body::Frame<Bytes>, std::io::Error>>,
     lines: Incoming,
     pending: Vec<u8>,
 }
 
 impl Autoscaler {
-    async fn dial(fixture: &Fixture) -> Self {
+    pub(super) async fn dial(fixture: &Fixture) -> Self {
         Self::try_dial(fixture, None).await.expect("accepted")
     }
 
@@ -58,7 +58,7 @@ impl Autoscaler {
             .expect("open");
     }
 
-    async fn line(&mut self) -> Report {
+    pub(super) async fn line(&mut self) -> Report {
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.pending.drain(..=end).collect();
@@ -73,7 +73,7 @@ impl Autoscaler {
     }
 
     /// The first line that is as wished.
-    async fn until(&mut self, is_so: impl Fn(&Report) -> bool) -> Report {
+    pub(super) async fn until(&mut self, is_so: impl Fn(&Report) -> bool) -> Report {
         let leading = Directive {
             leader: true,
             ..Directive::default()

@@ -9,6 +9,7 @@ mod floods;
 mod leaving;
 mod limits;
 mod protocol;
+mod rollout;
 mod streams;
 mod strict;
 mod waiting;

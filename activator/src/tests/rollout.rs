@@ -1,0 +1,506 @@
+//! A candidate beside a stable pool: who gets which requests, and whether the counts are what the pods saw.
+
+use std::sync::atomic::AtomicU16;
+
+use crds::evidence::EpochReport;
+use crds::report::Report;
+use crds::route::{
+    BadAnswers, CodeRange, HeaderMatch, RouteAffinity, RouteBreaker, RouteMatch, RouteMirror, RouteRollout,
+};
+
+use super::control::Autoscaler;
+use super::*;
+
+/// A pod that answers with one status and its name, after a while if it is told to.
+struct Pod {
+    address: SocketAddr,
+    status: Arc<AtomicU16>,
+    delay_ms: Arc<AtomicU16>,
+    seen: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Pod {
+    async fn new(name: &'static str) -> Self {
+        let address = fresh_address();
+        let listener = TcpListener::bind(SocketAddr::new(address, 0))
+            .await
+            .expect("binds");
+        let address = listener.local_addr().expect("bound");
+        let (status, delay_ms) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicU16::new(0)));
+        let seen = Arc::new(AtomicUsize::new(0));
+        let shared = (Arc::clone(&status), Arc::clone(&delay_ms), Arc::clone(&seen));
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.expect("accepts");
+                let (status, delay_ms, seen) = shared.clone();
+                let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                    seen.fetch_add(1, Ordering::SeqCst);
+                    let status = status.load(Ordering::SeqCst);
+                    let delay = Duration::from_millis(delay_ms.load(Ordering::SeqCst).into());
+                    async move {
+                        drop(request.into_body().collect().await);
+                        tokio::time::sleep(delay).await;
+                        let mut response = Response::new(Full::<Bytes>::from(name));
+                        *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+                        Ok::<_, std::convert::Infallible>(response)
+                    }
+                });
+                let server = hyper::server::conn::http1::Builder::new();
+                connections.spawn(async move {
+                    drop(server.serve_connection(TokioIo::new(stream), service).await);
+                });
+            }
+        });
+        Self {
+            address,
+            status,
+            delay_ms,
+            seen,
+            task,
+        }
+    }
+
+    fn answers(&self, status: u16) {
+        self.status.store(status, Ordering::SeqCst);
+    }
+
+    fn delays(&self, delay_ms: u16) {
+        self.delay_ms.store(delay_ms, Ordering::SeqCst);
+    }
+
+    fn seen(&self) -> u64 {
+        self.seen.load(Ordering::SeqCst) as u64
+    }
+}
+
+/// An activator before a stable pod (pool `web`) and a candidate (pool `web-2`).
+struct Trial {
+    fixture: Fixture,
+    stable: Pod,
+    candidate: Pod,
+}
+
+impl Trial {
+    async fn new(weight: u32, change: impl FnOnce(&mut RouteSpec)) -> Self {
+        let mut fixture = Fixture::with_route(|spec| {
+            let mut candidate = spec.pools[0].clone();
+            candidate.name = "web-2".into();
+            spec.pools.push(candidate);
+            weigh(spec, weight);
+            spec.rollout = Some(RouteRollout {
+                stable: "web".into(),
+                candidate: "web-2".into(),
+                attempt: "1-a".into(),
+                bad: BadAnswers {
+                    codes: vec![CodeRange {
+                        first: 500,
+                        last: 599,
+                    }],
+                    grpc: Vec::new(),
+                    timeouts: true,
+                },
+                breaker: Some(RouteBreaker {
+                    evidence: 10_000.0,
+                    tolerance: 1.0,
+                }),
+                ..RouteRollout::default()
+            });
+            change(spec);
+        })
+        .await;
+        let (stable, candidate) = (Pod::new("stable").await, Pod::new("candidate").await);
+        let listen = fixture.listen.port();
+        for (pool, pod) in [("web", &stable), ("web-2", &candidate)] {
+            fixture
+                .index
+                .apply_slice(&a_slice(pool, pool, listen, pod.address, true, false));
+        }
+        Self {
+            fixture,
+            stable,
+            candidate,
+        }
+    }
+
+    /// Changes what the Route says of the candidate.
+    fn change(&mut self, change: impl FnOnce(&mut RouteRollout)) {
+        self.fixture
+            .change(|spec| change(spec.rollout.as_mut().expect("a rollout")));
+    }
+
+    /// One request after the other. Returns who answered.
+    async fn send(&self, count: usize) -> Vec<String> {
+        let mut from = Vec::new();
+        for _ in 0..count {
+            from.push(self.fixture.get("/").await.body);
+        }
+        from
+    }
+
+    fn epoch(&self, number: u32) -> EpochReport {
+        let attempts = self.fixture.app.directory.attempts();
+        let all = attempts.iter().flat_map(|attempt| attempt.all());
+        let mut found = all.filter(|line| line.epoch == number);
+        found.next().unwrap_or_default()
+    }
+
+    /// Requests of an epoch, stable and candidate.
+    fn requests(&self, number: u32) -> (u64, u64) {
+        let line = self.epoch(number);
+        (line.stable.requests, line.candidate.requests)
+    }
+
+    fn is_broken(&self) -> bool {
+        let attempts = self.fixture.app.directory.attempts();
+        attempts.iter().any(|attempt| attempt.is_broken())
+    }
+}
+
+fn weigh(spec: &mut RouteSpec, candidate: u32) {
+    spec.pools[0].weight = 10_000 - candidate;
+    spec.pools[1].weight = candidate;
+}
+
+#[tokio::test]
+async fn counts_are_what_the_pods_saw_and_the_report_says_so() {
+    let trial = Trial::new(4_000, |_| {}).await;
+    let mut autoscaler = Autoscaler::dial(&trial.fixture).await;
+    autoscaler.line().await;
+    trial.send(100).await;
+    let (stable, candidate) = (trial.stable.seen(), trial.candidate.seen());
+    assert_eq!(stable + candidate, 100);
+    // A fair coin of 0.4 stays within this 99.9999 times of 100,000.
+    assert!((15..=66).contains(&candidate), "{candidate} of 100");
+    let ended = |line: &Report| {
+        line.epochs
+            .iter()
+            .any(|epoch| epoch.stable.requests + epoch.candidate.requests == 100)
+    };
+    let line = autoscaler.until(ended).await;
+    assert!(!line.full);
+    let epoch = &line.epochs[0];
+    let name = (
+        epoch.namespace.as_str(),
+        epoch.route.as_str(),
+        epoch.attempt.as_str(),
+    );
+    assert_eq!(name, ("shop", "web", "1-a"));
+    assert_eq!(
+        (epoch.stable.requests, epoch.candidate.requests),
+        (stable, candidate)
+    );
+    assert_eq!(
+        (epoch.stable.bad, epoch.candidate.bad, epoch.broken),
+        (0, 0, false)
+    );
+    for arm in [&epoch.stable, &epoch.candidate] {
+        let timed: u64 = arm.times.iter().map(|(_, count)| count).sum();
+        assert_eq!(timed, arm.requests);
+    }
+    // Another autoscaler starts with the same.
+    let mut other = Autoscaler::dial(&trial.fixture).await;
+    assert_eq!(other.line().await.epochs, line.epochs);
+}
+
+#[tokio::test]
+async fn a_candidate_that_only_fails_is_taken_out_without_an_autoscaler() {
+    let mut trial = Trial::new(5_000, |_| {}).await;
+    trial.candidate.answers(500);
+    // The stable pool never fails, so only the candidate's answers move the evidence: always the same number of them.
+    trial.send(120).await;
+    until("broken", || trial.is_broken()).await;
+    let failed = trial.candidate.seen();
+    assert!((10..=18).contains(&failed), "{failed} answers had to fail");
+    assert!(trial.send(30).await.iter().all(|from| from == "stable"));
+    assert_eq!(trial.candidate.seen(), failed);
+    // Told to autoscalers that come, in metrics and in the dump.
+    let mut autoscaler = Autoscaler::dial(&trial.fixture).await;
+    let line = autoscaler.line().await;
+    let epoch = &line.epochs[0];
+    assert!(epoch.broken && epoch.evidence >= 10_000, "{epoch:?}");
+    assert_eq!((epoch.candidate.requests, epoch.candidate.bad), (failed, failed));
+    let metrics = metrics(&trial.fixture).await;
+    for series in [
+        "activator_rollout_breaker_trips_total 1".to_owned(),
+        "activator_rollout_broken{namespace=\"shop\",route=\"web\"} 1".to_owned(),
+        format!(
+            "activator_rollout_requests_total{{namespace=\"shop\",route=\"web\",arm=\"candidate\",verdict=\"bad\"}} {failed}"
+        ),
+    ] {
+        assert!(metrics.contains(&series), "{series}\n{metrics}");
+    }
+    let dump = send(
+        trial.fixture.app.admin_address,
+        Request::get("/debug/state"),
+        Bytes::new(),
+    )
+    .await;
+    let dump: serde_json::Value = serde_json::from_str(&dump.body).expect("JSON");
+    let broken = &dump["rollouts"]["shop/web"]["broken"];
+    assert_eq!(broken["candidateBad"], failed);
+    // Another attempt begins with nothing against it.
+    trial.candidate.answers(200);
+    trial.change(|rollout| rollout.attempt = "2-b".into());
+    let from = trial.send(60).await;
+    assert!(from.iter().any(|from| from == "candidate"));
+    assert!(!trial.is_broken());
+}
+
+#[tokio::test]
+async fn an_outage_of_both_breaks_nothing() {
+    let trial = Trial::new(5_000, |_| {}).await;
+    trial.stable.answers(500);
+    trial.candidate.answers(500);
+    trial.send(60).await;
+    let line = trial.epoch(0);
+    assert_eq!(line.stable.bad + line.candidate.bad, 60);
+    assert!(!trial.is_broken());
+}
+
+#[tokio::test]
+async fn the_end_counts_in_the_epoch_of_the_beginning() {
+    let mut trial = Trial::new(0, |_| {}).await;
+    trial.stable.delays(300);
+    let listen = trial.fixture.listen;
+    let late = tokio::spawn(async move { send(listen, Request::get("/"), Bytes::new()).await });
+    until("under way", || trial.stable.seen() == 1).await;
+    trial.fixture.change(|spec| {
+        weigh(spec, 10_000);
+        spec.rollout.as_mut().expect("a rollout").epoch = 1;
+    });
+    assert_eq!(trial.send(3).await, ["candidate"; 3]);
+    // Nor does a Route that says nothing of a rollout end the counting of what is under way.
+    trial.fixture.change(|spec| spec.rollout = None);
+    assert_eq!(late.await.expect("answered").body, "stable");
+    until("counted", || {
+        trial.requests(0) == (1, 0) && trial.requests(1) == (0, 3)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_match_reaches_a_candidate_without_weight() {
+    let insider = HeaderMatch {
+        exact: "insider".into(),
+        ..HeaderMatch::default()
+    };
+    let matches = vec![RouteMatch {
+        headers: [("x-canary".to_owned(), insider)].into(),
+    }];
+    let trial = Trial::new(0, |spec| {
+        spec.rollout.as_mut().expect("a rollout").matches = matches;
+    })
+    .await;
+    for (value, wanted) in [("insider", "candidate"), ("outsider", "stable")] {
+        let request = Request::get("/").header("x-canary", value);
+        assert_eq!(trial.fixture.send(request).await.body, wanted);
+    }
+    until("counted", || trial.epoch(0).direct.requests == 1).await;
+    assert_eq!(trial.requests(0), (1, 0));
+}
+
+#[tokio::test]
+async fn a_client_with_a_cookie_stays() {
+    let trial = Trial::new(5_000, |spec| {
+        spec.rollout.as_mut().expect("a rollout").affinity = Some(RouteAffinity {
+            cookie: "x-rev".into(),
+            max_age_seconds: 60,
+        });
+    })
+    .await;
+    for _ in 0..8 {
+        let first = trial.fixture.get("/").await;
+        let cookie = first.headers["set-cookie"].to_str().expect("text");
+        let cookie = cookie.split(';').next().expect("a cookie").to_owned();
+        for _ in 0..5 {
+            let again = trial
+                .fixture
+                .send(Request::get("/").header("cookie", &cookie))
+                .await;
+            assert_eq!(again.body, first.body);
+            assert!(!again.headers.contains_key("set-cookie"));
+        }
+    }
+    until("eight sessions", || {
+        let (stable, candidate) = trial.requests(0);
+        stable + candidate == 8
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_candidate_that_hangs_is_as_bad_as_one_that_fails() {
+    let trial = Trial::new(5_000, |spec| spec.response_start_timeout_ms = 20).await;
+    trial.candidate.delays(5_000);
+    trial.send(16).await;
+    until("counted", || {
+        let (stable, candidate) = trial.requests(0);
+        stable + candidate == 16
+    })
+    .await;
+    let line = trial.epoch(0);
+    assert_eq!(
+        (line.candidate.bad, line.stable.bad),
+        (line.candidate.requests, 0)
+    );
+    assert!(line.candidate.times.is_empty(), "no head, no time");
+}
+
+#[tokio::test]
+async fn a_cold_start_is_no_service_time_and_a_warming_pod_is_not_timed() {
+    let mut trial = Trial::new(10_000, |_| {}).await;
+    // Asleep: no address.
+    trial.fixture.index.delete_slice("shop", "web-2");
+    let listen = trial.fixture.listen;
+    let held = tokio::spawn(async move { send(listen, Request::get("/"), Bytes::new()).await });
+    let pool = trial
+        .fixture
+        .app
+        .directory
+        .pool(&crds::report::PoolKey {
+            namespace: "shop".into(),
+            pool: "web-2".into(),
+        })
+        .expect("a pool");
+    until("held", || pool.held() == 1).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let awake = a_slice(
+        "web-2",
+        "web-2",
+        listen.port(),
+        trial.candidate.address,
+        true,
+        false,
+    );
+    trial.fixture.index.apply_slice(&awake);
+    assert_eq!(held.await.expect("answered").body, "candidate");
+    until("counted", || trial.requests(0) == (0, 1)).await;
+    let times = trial.epoch(0).candidate.times;
+    let slow = crds::evidence::service_time_bucket(500_000);
+    assert!(matches!(times[..], [(bucket, 1)] if bucket < slow), "{times:?}");
+    // One request has warmed it up: two more do before its times count, though all requests do.
+    trial.change(|rollout| {
+        rollout.epoch = 1;
+        rollout.warmup_requests = 2;
+    });
+    trial.send(5).await;
+    until("counted", || trial.requests(1) == (0, 5)).await;
+    let timed: u64 = trial
+        .epoch(1)
+        .candidate
+        .times
+        .iter()
+        .map(|(_, count)| count)
+        .sum();
+    assert_eq!(timed, 3);
+    trial.change(|rollout| {
+        rollout.epoch = 2;
+        rollout.warmup_ms = 3_600_000;
+    });
+    trial.send(2).await;
+    until("counted", || trial.requests(2) == (0, 2)).await;
+    assert!(trial.epoch(2).candidate.times.is_empty());
+}
+
+#[tokio::test]
+async fn a_retried_request_stays_with_its_pool_and_counts_once() {
+    let mut trial = Trial::new(10_000, |_| {}).await;
+    // A second pod of the candidate refuses every connection.
+    let dead = SocketAddr::new(fresh_address(), 9);
+    let listen = trial.fixture.listen.port();
+    trial
+        .fixture
+        .index
+        .apply_slice(&a_slice("web-2", "web-2-dead", listen, dead, true, false));
+    assert_eq!(trial.send(12).await, ["candidate"; 12]);
+    until("counted", || trial.requests(0) == (0, 12)).await;
+    assert_eq!(
+        (
+            trial.epoch(0).candidate.bad,
+            trial.stable.seen(),
+            trial.candidate.seen()
+        ),
+        (0, 0, 12)
+    );
+}
+
+/// All safe requests are copied.
+fn mirrored(spec: &mut RouteSpec) {
+    spec.rollout.as_mut().expect("a rollout").mirror = Some(RouteMirror {
+        percent: 100,
+        methods: Vec::new(),
+    });
+}
+
+#[tokio::test]
+async fn mirrored_requests_are_answered_by_the_stable_pool_and_judged_in_pairs() {
+    let trial = Trial::new(0, mirrored).await;
+    assert_eq!(trial.send(10).await, ["stable"; 10]);
+    until("ten pairs", || trial.requests(0) == (10, 10)).await;
+    assert_eq!((trial.stable.seen(), trial.candidate.seen()), (10, 10));
+    // What changes something goes to one pod only, and is in no pair.
+    for request in [Request::post("/"), Request::put("/"), Request::delete("/")] {
+        assert_eq!(trial.fixture.send(request).await.body, "stable");
+    }
+    let body = send(trial.fixture.listen, Request::get("/"), Bytes::from("a body")).await;
+    assert_eq!(body.body, "stable");
+    assert_eq!((trial.stable.seen(), trial.candidate.seen()), (14, 10));
+    // The candidate's errors are its own: no client sees one. Enough of them, and it gets no more copies.
+    trial.candidate.answers(500);
+    for _ in 0..30 {
+        let answer = trial.fixture.get("/").await;
+        assert_eq!((answer.status, answer.body.as_str()), (StatusCode::OK, "stable"));
+    }
+    until("broken", || trial.is_broken()).await;
+    let line = trial.epoch(0);
+    assert_eq!(line.stable.bad, 0);
+    assert!(line.candidate.bad >= 10, "{line:?}");
+    let copies = trial.candidate.seen();
+    trial.send(5).await;
+    assert_eq!(trial.candidate.seen(), copies);
+    let text = metrics(&trial.fixture).await;
+    let sent = format!("activator_mirrored_requests_total{{result=\"sent\"}} {copies}");
+    assert!(text.contains(&sent), "{sent}\n{text}");
+}
+
+#[tokio::test]
+async fn a_candidate_that_hangs_delays_no_client() {
+    let trial = Trial::new(0, mirrored).await;
+    trial.candidate.delays(60_000);
+    // More than may be under way at once, over few connections' time: all are answered, and the rest is told.
+    let mut crowd = Crowd::default();
+    crowd.send(&trial.fixture, 2 * crate::mirror::COPIES, "/");
+    crowd.all_is_well().await;
+    assert_eq!(trial.stable.seen(), 2 * crate::mirror::COPIES as u64);
+    let (sent, left) = (crate::mirror::COPIES, crate::mirror::COPIES);
+    until_metrics(&trial.fixture, "copies are bounded", |text| {
+        text.contains(&format!(
+            "activator_mirrored_requests_total{{result=\"sent\"}} {sent}"
+        )) && text.contains(&format!(
+            "activator_mirrored_requests_total{{result=\"too_many\"}} {left}"
+        ))
+    })
+    .await;
+    assert_eq!(trial.requests(0), (0, 0), "no pair is whole");
+}
+
+#[tokio::test]
+async fn a_candidate_that_sleeps_is_not_woken_by_copies() {
+    let mut trial = Trial::new(0, mirrored).await;
+    trial.fixture.index.delete_slice("shop", "web-2");
+    assert_eq!(trial.send(3).await, ["stable"; 3]);
+    let text = metrics(&trial.fixture).await;
+    assert!(
+        text.contains("activator_mirrored_requests_total{result=\"asleep\"} 3"),
+        "{text}"
+    );
+    assert_eq!(trial.candidate.seen(), 0);
+}
