@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use crate::hub::Hub;
 use crate::meter::{Meter, Outcome};
 use crate::pool::{Pool, Slot};
+use crate::reject::Reject;
 use crate::rollout::Ticket;
 
 /// What a request counts as.
@@ -174,6 +175,15 @@ impl Use {
         } else {
             Outcome::Cancelled
         });
+    }
+
+    /// It is refused.
+    pub(crate) fn refuse(mut self, reject: &Reject) {
+        // Pods that never come up are as bad as pods that never answer.
+        if let (Some(ticket), Reject::ColdStartTimeout { .. }) = (&mut self.ticket, reject) {
+            ticket.unreached();
+        }
+        self.finish(reject.outcome());
     }
 
     /// It has ended.

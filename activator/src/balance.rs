@@ -41,7 +41,7 @@ pub(crate) fn pick(
 pub(crate) fn by_weight(weights: impl Iterator<Item = u32>, point: u32) -> Option<usize> {
     let mut below = 0;
     for (at, weight) in weights.enumerate() {
-        below += weight;
+        below = weight.saturating_add(below);
         if point < below {
             return Some(at);
         }

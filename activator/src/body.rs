@@ -284,12 +284,10 @@ impl Body for Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // Dropped before its end: the client has gone. After its end there is nothing left to give back.
-        let outcome = if self.inner.is_end_stream() {
-            self.outcome
-        } else {
-            Outcome::Cancelled
-        };
+        // Dropped before its end: the client has gone. After its end there is nothing left to give back. An HTTP/1.1 client
+        // has all when its length has passed, though an HTTP/2 pod has yet to say that this was the end.
+        let has_all = self.inner.is_end_stream() || self.inner.size_hint().exact() == Some(0);
+        let outcome = if has_all { self.outcome } else { Outcome::Cancelled };
         self.complete(outcome);
     }
 }

@@ -103,7 +103,7 @@ impl Copy {
                     given_up();
                 }
             }
-            Ok(Err(reject)) => usage.finish(reject.outcome()),
+            Ok(Err(reject)) => usage.refuse(&reject),
             Err(_) => {
                 given_up();
                 usage.give_up();

@@ -210,7 +210,7 @@ async fn serve(connection: Arc<Connection>, mut request: Box<Request<Upload>>) -
             // A body that turned out malformed ends the try at the pod too; it is the client's fault all the same.
             let fault = connection.talk.as_ref().and_then(|talk| talk.fault());
             let reject = fault.map_or(reject, Reject::BadRequest);
-            usage.finish(reject.outcome());
+            usage.refuse(&reject);
             refuse(hub, &reject, &client.reader, is_h2)
         }
     }
@@ -464,7 +464,6 @@ fn account(
             usage.finish(Outcome::Refused);
             return refuse(hub, &Reject::BadRequest(EARLY), &client.reader, false);
         }
-        usage.settle();
         return switch(call, usage, client, response, done.begun);
     }
     let outcome = outcome(response.status());
@@ -486,7 +485,7 @@ pub(crate) fn outcome(status: StatusCode) -> Outcome {
 /// Joins the two connections of an upgrade; the request lasts as long as they do.
 fn switch(
     call: &Call<'_>,
-    usage: Use,
+    mut usage: Use,
     client: Client,
     mut response: Response<Incoming>,
     begun: Duration,
@@ -505,6 +504,7 @@ fn switch(
         let (Ok(ours), Ok(pod)) = (ours.await, pod.await) else {
             return usage.finish(Outcome::Failed);
         };
+        usage.settle();
         let (mut ours, mut pod) = (TokioIo::new(ours), TokioIo::new(pod));
         match stream::join(&mut ours, &mut pod, limits, begun, &hub.give_up).await {
             End::Theirs => usage.finish(Outcome::Ok),

@@ -94,8 +94,14 @@ impl Plan {
             found.ok_or_else(|| format!("rollout names the pool \"{name}\", which is not among spec.pools"))
         };
         let (stable, candidate) = (place(&rollout.stable)?, place(&rollout.candidate)?);
+        if stable == candidate {
+            return Err(format!(
+                "rollout names \"{}\" as the stable pool and as the candidate",
+                rollout.stable
+            ));
+        }
         let (ours, theirs) = (pools[candidate].0, pools[stable].0);
-        let share = f64::from(ours) / f64::from((ours + theirs).max(1));
+        let share = f64::from(ours) / (f64::from(ours) + f64::from(theirs)).max(1.0);
         if let Some(attempt) = &attempt {
             attempt.begin(rollout.epoch, share);
         }

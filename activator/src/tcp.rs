@@ -62,7 +62,7 @@ pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, 
             Ok(slot) => slot,
             Err(reject) => {
                 hub.metrics.rejections.with_label_values(&[reject.label()]).inc();
-                return usage.finish(reject.outcome());
+                return usage.refuse(&reject);
             }
         };
         let endpoint = Arc::clone(&slot.endpoint);

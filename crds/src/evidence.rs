@@ -58,8 +58,8 @@ fn is_zero(evidence: &u64) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ArmReport {
-    /// Requests that ended, refusals by ourselves and clients that went away left out. With affinity: sessions that were
-    /// assigned. Of mirrored requests: pairs of which both answers are in.
+    /// Requests that ended, refusals by ourselves and clients that went away without a bad answer left out; one for which no
+    /// pod came up in time was not refused, but could not be reached. With affinity: sessions whose first request ended so. Of mirrored requests: pairs of which both answers are in.
     pub requests: u64,
     /// Of these, how many were bad by the Route's rule. With affinity: sessions with at least one. Of mirrored requests:
     /// pairs of which only this answer was bad.

@@ -145,6 +145,7 @@ impl Attempt {
                 was_bad,
             } => {
                 adds = u64::from(is_new);
+                // In this order: a session is remembered with its first bad answer, not before.
                 is_bad = is_bad
                     && !was_bad
                     && found.bad_sessions.len() < BAD_SESSIONS

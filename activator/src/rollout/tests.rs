@@ -462,12 +462,14 @@ async fn what_cannot_be_followed_is_named() {
     let pools = pools(&[10_000, 0]);
     let mut unknown = rollout();
     unknown.candidate = "web-9".into();
+    let mut same = rollout();
+    same.stable = "web-1".into();
     let mut odd = rollout();
     odd.affinity = Some(RouteAffinity {
         cookie: "a b".into(),
         max_age_seconds: 1,
     });
-    for (said, named) in [(unknown, "\"web-9\""), (odd, "\"a b\"")] {
+    for (said, named) in [(unknown, "\"web-9\""), (same, "\"web-1\""), (odd, "\"a b\"")] {
         let error = Plan::of(&said, &pools, Some(attempt())).expect_err("refused");
         assert!(error.contains(named), "{error}");
     }

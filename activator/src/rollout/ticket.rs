@@ -42,6 +42,8 @@ pub(crate) struct Ticket {
     time: Option<Duration>,
     /// What follows is a stream of bytes, which ends as it ends.
     is_settled: bool,
+    /// Its pool had no pod that answers, for as long as it may wait.
+    is_unreached: bool,
 }
 
 impl Ticket {
@@ -54,6 +56,7 @@ impl Ticket {
             is_bad: false,
             time: None,
             is_settled: false,
+            is_unreached: false,
         }
     }
 
@@ -76,6 +79,11 @@ impl Ticket {
     /// The pod has taken a stream of bytes: from now on either side ends it as it likes.
     pub(crate) fn settle(&mut self) {
         self.is_settled = true;
+    }
+
+    /// Its pool could not be reached: no pod of it answered in time.
+    pub(crate) fn unreached(&mut self) {
+        self.is_unreached = true;
     }
 
     /// The field that tells the client its session, when that is news to it.
@@ -131,8 +139,8 @@ impl Ticket {
             _ if self.is_settled => Some(self.is_bad),
             // Who leaves after a bad head has got its answer.
             Outcome::Cancelled => self.is_bad.then_some(true),
-            Outcome::Refused => None,
-            Outcome::Failed => Some(self.is_bad || self.plan.bad.timeouts),
+            Outcome::Refused if !self.is_unreached => None,
+            Outcome::Refused | Outcome::Failed => Some(self.is_bad || self.plan.bad.timeouts),
             Outcome::Ok | Outcome::ServerError => Some(self.is_bad),
         }
     }

@@ -8,6 +8,8 @@ use crds::route::{
     BadAnswers, CodeRange, HeaderMatch, RouteAffinity, RouteBreaker, RouteMatch, RouteMirror, RouteRollout,
 };
 
+use http_body_util::StreamBody;
+
 use super::control::Autoscaler;
 use super::*;
 
@@ -16,6 +18,8 @@ struct Pod {
     address: SocketAddr,
     status: Arc<AtomicU16>,
     delay_ms: Arc<AtomicU16>,
+    /// The gRPC status in its trailers; 0: it sends none.
+    grpc: Arc<AtomicU16>,
     seen: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -33,27 +37,44 @@ impl Pod {
             .await
             .expect("binds");
         let address = listener.local_addr().expect("bound");
-        let (status, delay_ms) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicU16::new(0)));
+        let number = |value| Arc::new(AtomicU16::new(value));
+        let (status, delay_ms, grpc) = (number(200), number(0), number(0));
         let seen = Arc::new(AtomicUsize::new(0));
-        let shared = (Arc::clone(&status), Arc::clone(&delay_ms), Arc::clone(&seen));
+        let shared = (
+            Arc::clone(&status),
+            Arc::clone(&delay_ms),
+            Arc::clone(&grpc),
+            Arc::clone(&seen),
+        );
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.expect("accepts");
-                let (status, delay_ms, seen) = shared.clone();
+                let (status, delay_ms, grpc, seen) = shared.clone();
                 let service = hyper::service::service_fn(move |request: Request<Incoming>| {
                     seen.fetch_add(1, Ordering::SeqCst);
                     let status = status.load(Ordering::SeqCst);
+                    let grpc = grpc.load(Ordering::SeqCst);
                     let delay = Duration::from_millis(delay_ms.load(Ordering::SeqCst).into());
                     async move {
                         drop(request.into_body().collect().await);
                         tokio::time::sleep(delay).await;
-                        let mut response = Response::new(Full::<Bytes>::from(name));
+                        let mut trailers = HeaderMap::new();
+                        trailers.insert("grpc-status", grpc.into());
+                        let data = http_body::Frame::data(Bytes::from(name));
+                        let body = if grpc > 0 {
+                            let frames = [data, http_body::Frame::trailers(trailers)];
+                            StreamBody::new(futures::stream::iter(frames.map(Ok))).boxed()
+                        } else {
+                            // Its length is known, and its end comes in a frame of its own.
+                            Full::from(name).with_trailers(async { None }).boxed()
+                        };
+                        let mut response = Response::new(body);
                         *response.status_mut() = StatusCode::from_u16(status).expect("a status");
                         Ok::<_, std::convert::Infallible>(response)
                     }
                 });
-                let server = hyper::server::conn::http1::Builder::new();
+                let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                 connections.spawn(async move {
                     drop(server.serve_connection(TokioIo::new(stream), service).await);
                 });
@@ -63,6 +84,7 @@ impl Pod {
             address,
             status,
             delay_ms,
+            grpc,
             seen,
             task,
         }
@@ -74,6 +96,10 @@ impl Pod {
 
     fn delays(&self, delay_ms: u16) {
         self.delay_ms.store(delay_ms, Ordering::SeqCst);
+    }
+
+    fn says_grpc(&self, status: u16) {
+        self.grpc.store(status, Ordering::SeqCst);
     }
 
     fn seen(&self) -> u64 {
@@ -162,6 +188,14 @@ impl Trial {
         let attempts = self.fixture.app.directory.attempts();
         attempts.iter().any(|attempt| attempt.is_broken())
     }
+}
+
+/// At so much evidence the candidate is taken out.
+fn breaker(spec: &mut RouteSpec, evidence: Option<f64>) {
+    spec.rollout.as_mut().expect("a rollout").breaker = evidence.map(|evidence| RouteBreaker {
+        evidence,
+        tolerance: 1.0,
+    });
 }
 
 fn weigh(spec: &mut RouteSpec, candidate: u32) {
@@ -256,7 +290,8 @@ async fn a_candidate_that_only_fails_is_taken_out_without_an_autoscaler() {
 
 #[tokio::test]
 async fn an_outage_of_both_breaks_nothing() {
-    let trial = Trial::new(5_000, |_| {}).await;
+    // So much evidence comes by chance once in a million times, at most.
+    let trial = Trial::new(5_000, |spec| breaker(spec, Some(1e6))).await;
     trial.stable.answers(500);
     trial.candidate.answers(500);
     trial.send(60).await;
@@ -338,7 +373,11 @@ async fn a_client_with_a_cookie_stays() {
 
 #[tokio::test]
 async fn a_candidate_that_hangs_is_as_bad_as_one_that_fails() {
-    let trial = Trial::new(5_000, |spec| spec.response_start_timeout_ms = 20).await;
+    let trial = Trial::new(5_000, |spec| {
+        spec.response_start_timeout_ms = 20;
+        breaker(spec, None);
+    })
+    .await;
     trial.candidate.delays(5_000);
     trial.send(16).await;
     until("counted", || {
@@ -432,6 +471,71 @@ async fn a_retried_request_stays_with_its_pool_and_counts_once() {
     );
 }
 
+#[tokio::test]
+async fn a_candidate_whose_pods_never_come_up_is_bad() {
+    let mut trial = Trial::new(10_000, |spec| spec.cold_start_timeout_ms = 50).await;
+    trial.fixture.index.delete_slice("shop", "web-2");
+    for _ in 0..3 {
+        assert_eq!(trial.fixture.get("/").await.status, StatusCode::GATEWAY_TIMEOUT);
+    }
+    until("counted", || trial.requests(0) == (0, 3)).await;
+    assert_eq!(trial.epoch(0).candidate.bad, 3);
+    // That too many wait already says nothing of the candidate.
+    trial.fixture.change(|spec| spec.queue_limit = 0);
+    assert_eq!(
+        trial.fixture.get("/").await.status,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    assert_eq!(trial.requests(0), (0, 3));
+}
+
+#[tokio::test]
+async fn a_grpc_status_in_trailers_is_judged() {
+    let trial = Trial::new(5_000, |spec| {
+        spec.ports[0].h2c = true;
+        breaker(spec, None);
+        spec.rollout.as_mut().expect("a rollout").bad.grpc = vec![14];
+    })
+    .await;
+    trial.candidate.says_grpc(14);
+    trial.stable.says_grpc(5);
+    let mut seen = (0, 0);
+    for from in trial.send(40).await {
+        *(if from == "stable" {
+            &mut seen.0
+        } else {
+            &mut seen.1
+        }) += 1;
+    }
+    until("counted", || trial.requests(0) == seen).await;
+    let line = trial.epoch(0);
+    assert_eq!((line.stable.bad, line.candidate.bad), (0, seen.1));
+}
+
+#[tokio::test]
+async fn a_connection_of_bytes_is_a_request_without_a_time() {
+    let trial = Trial::new(4_000, |spec| spec.ports[0].protocol = crds::route::Protocol::Tcp).await;
+    trial.candidate.answers(500);
+    trial.send(20).await;
+    until("counted", || {
+        trial.requests(0) == (trial.stable.seen(), trial.candidate.seen())
+    })
+    .await;
+    let line = trial.epoch(0);
+    assert_eq!(line.stable.requests + line.candidate.requests, 20);
+    // Nobody reads what it carries.
+    assert_eq!(line.candidate.bad, 0);
+    assert!(line.candidate.times.is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_whose_length_has_passed_is_whole() {
+    // To an HTTP/1.1 client; the pod's HTTP/2 stream ends a frame later.
+    let trial = Trial::new(10_000, |spec| spec.ports[0].h2c = true).await;
+    trial.send(5).await;
+    until("counted", || trial.requests(0) == (0, 5)).await;
+}
+
 /// All safe requests are copied.
 fn mirrored(spec: &mut RouteSpec) {
     spec.rollout.as_mut().expect("a rollout").mirror = Some(RouteMirror {
@@ -463,12 +567,17 @@ async fn mirrored_requests_are_answered_by_the_stable_pool_and_judged_in_pairs()
     let line = trial.epoch(0);
     assert_eq!(line.stable.bad, 0);
     assert!(line.candidate.bad >= 10, "{line:?}");
+    let are_sent = |text: &str| {
+        let copies = trial.candidate.seen();
+        text.contains(&format!(
+            "activator_mirrored_requests_total{{result=\"sent\"}} {copies}\n"
+        ))
+    };
+    until_metrics(&trial.fixture, "all copies have arrived", are_sent).await;
     let copies = trial.candidate.seen();
     trial.send(5).await;
     assert_eq!(trial.candidate.seen(), copies);
-    let text = metrics(&trial.fixture).await;
-    let sent = format!("activator_mirrored_requests_total{{result=\"sent\"}} {copies}");
-    assert!(text.contains(&sent), "{sent}\n{text}");
+    assert!(are_sent(&metrics(&trial.fixture).await));
 }
 
 #[tokio::test]
