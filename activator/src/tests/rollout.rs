@@ -245,9 +245,36 @@ async fn counts_are_what_the_pods_saw_and_the_report_says_so() {
 }
 
 #[tokio::test]
+async fn many_clients_at_once_are_counted_each_once() {
+    let trial = Trial::new(3_000, |spec| breaker(spec, None)).await;
+    trial.candidate.answers(503);
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let listen = trial.fixture.listen;
+        clients.spawn(async move {
+            let mut bad = 0;
+            for _ in 0..20 {
+                bad += u64::from(send(listen, Request::get("/"), Bytes::new()).await.status == 503);
+            }
+            bad
+        });
+    }
+    let bad: u64 = clients.join_all().await.iter().sum();
+    until("counted", || {
+        trial.requests(0) == (trial.stable.seen(), trial.candidate.seen())
+    })
+    .await;
+    let line = trial.epoch(0);
+    assert_eq!(line.stable.requests + line.candidate.requests, 400);
+    assert_eq!((line.stable.bad, line.candidate.bad), (0, bad));
+}
+
+#[tokio::test]
 async fn a_candidate_that_only_fails_is_taken_out_without_an_autoscaler() {
     let mut trial = Trial::new(5_000, |_| {}).await;
     trial.candidate.answers(500);
+    let mut listening = Autoscaler::dial(&trial.fixture).await;
+    listening.line().await;
     // The stable pool never fails, so only the candidate's answers move the evidence: always the same number of them.
     trial.send(120).await;
     until("broken", || trial.is_broken()).await;
@@ -255,7 +282,9 @@ async fn a_candidate_that_only_fails_is_taken_out_without_an_autoscaler() {
     assert!((10..=18).contains(&failed), "{failed} answers had to fail");
     assert!(trial.send(30).await.iter().all(|from| from == "stable"));
     assert_eq!(trial.candidate.seen(), failed);
-    // Told to autoscalers that come, in metrics and in the dump.
+    // Told to autoscalers that listen and that come, in metrics and in the dump.
+    let is_told = |line: &Report| line.epochs.iter().any(|epoch| epoch.broken);
+    assert!(!listening.until(is_told).await.full);
     let mut autoscaler = Autoscaler::dial(&trial.fixture).await;
     let line = autoscaler.line().await;
     let epoch = &line.epochs[0];
