@@ -80,14 +80,16 @@ pub(crate) struct Warmup {
 }
 
 impl Plan {
-    /// Reads it from a Route with these pools. `attempt` is where it is counted.
+    /// Reads it from a Route with these pools. `attempt` is where it is counted. What else cannot be followed is left out,
+    /// with a sentence in `wrong`: a candidate that was taken out must stay out, whatever else is said of it.
     ///
     /// # Errors
-    /// A sentence on what cannot be followed; then the weights alone decide.
+    /// A sentence, when there are no two pools to choose from; then the weights alone decide.
     pub(crate) fn of(
         rollout: &RouteRollout,
         pools: &[(u32, Arc<Pool>)],
         attempt: Option<Arc<Attempt>>,
+        wrong: &mut Vec<String>,
     ) -> Result<Self, String> {
         let place = |name: &str| {
             let found = pools.iter().position(|(_, pool)| pool.key.pool == name);
@@ -105,10 +107,10 @@ impl Plan {
         if let Some(attempt) = &attempt {
             attempt.begin(rollout.epoch, share);
         }
-        let affinity = match (&rollout.affinity, &attempt) {
-            (Some(affinity), Some(attempt)) => Some(Affinity::of(affinity, &attempt.uid)?),
-            _ => None,
-        };
+        let asked = rollout.affinity.as_ref().zip(attempt.as_ref());
+        let affinity = asked.map(|(affinity, attempt)| Affinity::of(affinity, &attempt.uid));
+        let affinity = affinity.and_then(|read| read.map_err(|why| wrong.push(why)).ok());
+        let matches = Matches::of(&rollout.matches).map_err(|why| wrong.push(why));
         Ok(Self {
             stable,
             candidate,
@@ -121,7 +123,7 @@ impl Plan {
                 requests: rollout.warmup_requests,
                 period: Duration::from_millis(rollout.warmup_ms),
             },
-            matches: Matches::of(&rollout.matches)?,
+            matches: matches.unwrap_or_default(),
             affinity,
             breaker: rollout.breaker.as_ref().map(Breaker::of),
             mirror: rollout.mirror.as_ref().map(|mirror| Mirror {

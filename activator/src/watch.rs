@@ -205,7 +205,12 @@ impl Index {
     fn plan(&self, key: &RouteKey, spec: &RouteSpec, pools: &[(u32, Arc<Pool>)]) -> Option<Arc<Plan>> {
         let rollout = spec.rollout.as_ref()?;
         let attempt = self.directory.attempt(key, &rollout.attempt);
-        match Plan::of(rollout, pools, attempt) {
+        let mut wrong = Vec::new();
+        let plan = Plan::of(rollout, pools, attempt, &mut wrong);
+        for why in wrong {
+            tracing::warn!(route = %key, why, "a part of the Route's rollout cannot be followed and is left out");
+        }
+        match plan {
             Ok(plan) => Some(Arc::new(plan)),
             Err(why) => {
                 tracing::warn!(route = %key, why, "the Route's rollout cannot be followed; its weights alone decide");

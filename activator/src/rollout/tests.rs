@@ -55,7 +55,10 @@ fn attempt() -> Arc<Attempt> {
 }
 
 fn plan(rollout: &RouteRollout, pools: &[(u32, Arc<Pool>)], attempt: &Arc<Attempt>) -> Arc<Plan> {
-    Arc::new(Plan::of(rollout, pools, Some(Arc::clone(attempt))).expect("can be followed"))
+    let mut wrong = Vec::new();
+    let plan = Plan::of(rollout, pools, Some(Arc::clone(attempt)), &mut wrong);
+    assert!(wrong.is_empty(), "{wrong:?}");
+    Arc::new(plan.expect("can be followed"))
 }
 
 /// Assigns one request; what it comes to is counted. Returns its pool and the cookie that it got.
@@ -464,13 +467,40 @@ async fn what_cannot_be_followed_is_named() {
     unknown.candidate = "web-9".into();
     let mut same = rollout();
     same.stable = "web-1".into();
-    let mut odd = rollout();
-    odd.affinity = Some(RouteAffinity {
+    for (said, named) in [(unknown, "\"web-9\""), (same, "\"web-1\"")] {
+        let error = Plan::of(&said, &pools, Some(attempt()), &mut Vec::new()).expect_err("refused");
+        assert!(error.contains(named), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_cannot_be_followed_brings_no_broken_candidate_back() {
+    let pools = pools(&[5_000, 5_000]);
+    let mut said = rollout();
+    said.breaker = Some(RouteBreaker {
+        evidence: 1.5,
+        tolerance: 1.0,
+    });
+    let attempt = attempt();
+    let first = plan(&said, &pools, &attempt);
+    let to_candidate = 9_999;
+    for _ in 0..2 {
+        go(&first, &pools, &HeaderMap::new(), to_candidate, 500);
+    }
+    assert!(attempt.is_broken());
+    said.affinity = Some(RouteAffinity {
         cookie: "a b".into(),
         max_age_seconds: 1,
     });
-    for (said, named) in [(unknown, "\"web-9\""), (same, "\"web-1\""), (odd, "\"a b\"")] {
-        let error = Plan::of(&said, &pools, Some(attempt())).expect_err("refused");
-        assert!(error.contains(named), "{error}");
-    }
+    said.matches = vec![RouteMatch {
+        headers: BTreeMap::from([("x y".to_owned(), HeaderMatch::default())]),
+    }];
+    let mut wrong = Vec::new();
+    let plan = Plan::of(&said, &pools, Some(Arc::clone(&attempt)), &mut wrong).expect("in part");
+    assert!(
+        wrong[0].contains("\"a b\"") && wrong[1].contains("\"x y\""),
+        "{wrong:?}"
+    );
+    let plan = Arc::new(plan);
+    assert_eq!(go(&plan, &pools, &HeaderMap::new(), to_candidate, 200).0, "web-0");
 }
