@@ -9,7 +9,7 @@
 //! ```
 //! 1. `server` accepts it on the port that stands for its Service, and a worker thread reads its head.
 //! 2. `request` resolves the port to a Target (`route`) and, by weight, to a `pool`.
-//!    Where a candidate is being let in, `rollout` decides which pool, and counts what comes of it.
+//!    Where a candidate is being let in, `rollout` decides which pool and counts what comes of it, and `mirror` may send a copy.
 //! 3. The pool admits it: at once, or it waits in line (`throttle`). The first that waits for a sleeping pool makes a
 //!    `report` line go out, and the autoscaler wakes it; when none does, `cluster` does.
 //! 4. The pool picks the least loaded pod that answers (`balance`, `probe`); with a hard limit only among its share.
