@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use crds::Route;
+use crds::{Revision, Rollout, Route};
 use kube::CustomResourceExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -69,7 +69,7 @@ pub(crate) async fn local(args: local::Args, set_log: SetLog) -> Result<(), Fail
     let token = random_token()?;
     let settle = SETTLE + 2 * Duration::from_millis(args.proxy_delay);
     let system = local::System {
-        crds: vec![Route::crd()],
+        crds: vec![Route::crd(), Rollout::crd(), Revision::crd()],
         activator: Some(activator_part(SetLog::clone(&set_log), abort.clone())),
         autoscaler: Some(autoscaler_part(token.clone(), settle, set_log, abort.clone())),
         autoscaler_token: Some(token),
