@@ -291,7 +291,15 @@ impl Cluster {
         let changed = self
             .patch::<Service>(what, &path, AUTOSCALER_MANAGER, JSON, body)
             .await?;
-        self.disown(&changed, Some(AUTOSCALER_MANAGER)).await
+        match self.disown(&changed, Some(AUTOSCALER_MANAGER)).await {
+            // Somebody has written in between: at once again, from what stands now, because every moment counts in which
+            // another manager's apply would differ from ours.
+            Err(Error::Conflict(..)) => {
+                self.disown_selector(&service.namespace, &service.name, Some(AUTOSCALER_MANAGER))
+                    .await
+            }
+            done => done,
+        }
     }
 
     /// Takes `spec.selector` of a Service out of what `manager` (`None`: anybody) owns: nobody's later apply may fail because

@@ -29,6 +29,12 @@ impl<A: Activators> Capture<A> {
         seen: &Seen,
         step: &Step,
     ) -> Result<(), Error> {
+        if seen.service.we_own_selector {
+            // Left behind by a write that was cut short.
+            self.cluster
+                .disown_selector(&key.namespace, &key.name, Some(AUTOSCALER_MANAGER))
+                .await?;
+        }
         for action in &step.actions {
             tracing::debug!(route = %key, ?action, stage = ?step.stage, "capture");
             self.perform(key, unit, seen, action).await?;
@@ -38,19 +44,13 @@ impl<A: Activators> Capture<A> {
         self.disown(key, seen).await
     }
 
-    /// Sees to it that no field of the user's that we have changed belongs to us.
+    /// Sees to it that nothing which the user applies belongs to anybody because of us.
     async fn disown(&self, key: &RouteKey, seen: &Seen) -> Result<(), Error> {
         let service = &seen.service;
-        let whose = if service.has_key() && !service.selector_managers.is_empty() {
+        if service.has_key() && !service.selector_managers.is_empty() {
             // Whoever applied through the admission policy owns a selector with our key: a second one would differ from it.
-            Some(None)
-        } else {
-            // Left behind by a write that was cut short.
-            service.we_own_selector.then_some(Some(AUTOSCALER_MANAGER))
-        };
-        if let Some(manager) = whose {
             self.cluster
-                .disown_selector(&key.namespace, &key.name, manager)
+                .disown_selector(&key.namespace, &key.name, None)
                 .await?;
         }
         if let Some(workload) = &seen.workload
