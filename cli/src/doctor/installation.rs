@@ -10,6 +10,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::api::ListParams;
 use kube::{Api, CustomResourceExt as _};
+use serde_json::Value;
 
 use super::{Line, Mark};
 use crate::client::{Connected, failed};
@@ -73,7 +74,12 @@ fn definition(found: Option<&CustomResourceDefinition>) -> Line {
             .cloned()
     };
     // The columns are for people, and the status only for us: what activators read is the schema.
-    let schema = |version: CustomResourceDefinitionVersion| version.schema;
+    let schema = |version: CustomResourceDefinitionVersion| {
+        version
+            .schema
+            .and_then(|schema| serde_json::to_value(schema).ok())
+            .map(plain)
+    };
     match (version(found).map(schema), version(&ours).map(schema)) {
         (Some(theirs), Some(ours)) if theirs == ours => line(
             Mark::Good,
@@ -88,6 +94,23 @@ fn definition(found: Option<&CustomResourceDefinition>) -> Line {
                 Route::crd_name()
             ),
         ),
+    }
+}
+
+/// With whole numbers as such: an API server gives 1.0 back as 1.
+fn plain(value: Value) -> Value {
+    match value {
+        Value::Number(number) => match number.as_f64() {
+            // Beyond this not every whole number has a float of its own.
+            Some(float) if float.fract() == 0.0 && float.abs() < 9e15 => Value::from(float as i64),
+            _ => Value::Number(number),
+        },
+        Value::Array(items) => items.into_iter().map(plain).collect(),
+        Value::Object(fields) => fields
+            .into_iter()
+            .map(|(name, field)| (name, plain(field)))
+            .collect(),
+        other => other,
     }
 }
 
@@ -255,6 +278,10 @@ mod tests {
         assert_eq!(definition(None).mark, Mark::Stop);
         let mut found = Route::crd();
         assert_eq!(definition(Some(&found)).mark, Mark::Good);
+        // As an API server gives it back.
+        let written = plain(serde_json::to_value(Route::crd()).expect("JSON"));
+        let found_again = serde_json::from_value(written).expect("a definition");
+        assert_eq!(definition(Some(&found_again)).mark, Mark::Good);
         found.spec.versions[0].schema = None;
         assert_eq!(definition(Some(&found)).mark, Mark::Warning);
     }
