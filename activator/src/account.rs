@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::hub::Hub;
-use crate::meter::{Meter, Outcome};
+use crate::meter::{Meter, Outcome, Tally};
 use crate::pool::{Pool, Slot};
 use crate::reject::Reject;
 use crate::rollout::Ticket;
@@ -24,8 +24,22 @@ pub(crate) enum Counts {
     Page,
     /// A copy of a client's request: counted as use, but nobody waits for it, and neither does a drain.
     Copy,
+    /// A request of our own to a candidate: the candidate is judged by it, and it is no use. Nobody waits for it.
+    Synthetic,
     /// Nothing.
     Noise,
+}
+
+impl Counts {
+    /// Whether it shows in the meters that decide how many pods there are.
+    fn is_metered(self) -> bool {
+        !matches!(self, Self::Synthetic | Self::Noise)
+    }
+
+    /// Whether a drain waits for it.
+    fn is_awaited(self) -> bool {
+        !matches!(self, Self::Page | Self::Copy | Self::Synthetic)
+    }
 }
 
 /// Where the request stands.
@@ -48,6 +62,8 @@ pub(crate) struct Use {
     counts: Counts,
     stage: Stage,
     outcome: Outcome,
+    /// From its dispatch to its answer's head.
+    answered_after: Option<Duration>,
     slot: Option<Slot>,
     /// What it counts as for a candidate.
     ticket: Option<Box<Ticket>>,
@@ -62,7 +78,7 @@ impl Use {
         counts: Counts,
         now: Duration,
     ) -> Self {
-        if !matches!(counts, Counts::Page | Counts::Copy) {
+        if counts.is_awaited() {
             hub.active.fetch_add(1, Ordering::AcqRel);
         }
         let usage = Self {
@@ -72,20 +88,25 @@ impl Use {
             counts,
             stage: Stage::Here,
             outcome: Outcome::Cancelled,
+            answered_after: None,
             slot: None,
             ticket: None,
         };
         match counts {
             Counts::Use | Counts::Copy => usage.meter(|meter| meter.arrive(now)),
             Counts::Page => usage.meter(|meter| meter.used(now)),
-            Counts::Hop | Counts::Noise => {}
+            Counts::Hop | Counts::Synthetic | Counts::Noise => {}
         }
         usage
     }
 
     fn meter(&self, change: impl FnOnce(&mut Meter)) {
-        if self.counts != Counts::Noise {
-            change(&mut self.pool.meters[self.worker].lock());
+        self.tally(|tally| change(&mut tally.meter));
+    }
+
+    fn tally(&self, change: impl FnOnce(&mut Tally)) {
+        if self.counts.is_metered() {
+            change(&mut self.pool.tallies[self.worker].lock());
         }
     }
 
@@ -100,7 +121,15 @@ impl Use {
     pub(crate) fn here(&mut self, now: Duration) {
         match std::mem::replace(&mut self.stage, Stage::Here) {
             Stage::Held => self.meter(|meter| meter.unhold(now)),
-            Stage::InFlight(since) => self.meter(|meter| meter.leave(now, now.saturating_sub(since))),
+            Stage::InFlight(since) => {
+                let answered = self.answered_after.take();
+                self.tally(|tally| {
+                    tally.meter.leave(now, now.saturating_sub(since));
+                    if let Some(time) = answered {
+                        tally.times.note(time);
+                    }
+                });
+            }
             Stage::Here | Stage::Away => {}
         }
     }
@@ -115,7 +144,7 @@ impl Use {
             Stage::InFlight(now)
         };
         self.slot = Some(slot);
-        if self.counts != Counts::Noise {
+        if self.counts.is_metered() {
             self.pool.touch(false);
         }
     }
@@ -128,7 +157,8 @@ impl Use {
 
     /// It is counted for a candidate, too. What is no use is not.
     pub(crate) fn enrol(&mut self, ticket: Option<Box<Ticket>>) {
-        self.ticket = ticket.filter(|_| matches!(self.counts, Counts::Use | Counts::Copy));
+        let counts = [Counts::Use, Counts::Copy, Counts::Synthetic];
+        self.ticket = ticket.filter(|_| counts.contains(&self.counts));
     }
 
     /// An answer begins. It was sent to who answers at `sent`. Returns a field that the answer must carry.
@@ -138,13 +168,14 @@ impl Use {
         headers: &HeaderMap,
         sent: Duration,
     ) -> Option<HeaderValue> {
+        let time = self.hub.now().saturating_sub(sent);
+        self.answered_after = Some(time);
         let ticket = self.ticket.as_mut()?;
         // Whether a peer's pod is warm is not known here.
         let endpoint = self.slot.as_ref().map(|slot| &slot.endpoint);
         let is_warm =
             endpoint.is_some_and(|endpoint| !endpoint.is_peer() && endpoint.is_warm(sent, ticket.warmup()));
-        let time = is_warm.then(|| self.hub.now().saturating_sub(sent));
-        ticket.head(status, headers, time);
+        ticket.head(status, headers, is_warm.then_some(time));
         ticket.cookie()
     }
 
@@ -204,12 +235,12 @@ impl Drop for Use {
         match self.counts {
             Counts::Use | Counts::Copy => self.meter(|meter| meter.end(now, self.outcome)),
             Counts::Page => self.meter(|meter| meter.used(now)),
-            Counts::Hop | Counts::Noise => {}
+            Counts::Hop | Counts::Synthetic | Counts::Noise => {}
         }
-        if self.counts != Counts::Noise {
+        if self.counts.is_metered() {
             self.pool.touch(false);
         }
-        if !matches!(self.counts, Counts::Page | Counts::Copy) {
+        if self.counts.is_awaited() {
             self.hub.active.fetch_sub(1, Ordering::AcqRel);
         }
     }

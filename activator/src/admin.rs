@@ -12,10 +12,10 @@ use hyper::body::Incoming;
 use serde_json::json;
 
 use crate::SetLog;
+use crate::directory::Directory;
 use crate::hub::Hub;
 use crate::server::Server;
 use crate::shutdown::{Phase, Phases};
-use crate::watch::Directory;
 
 /// What the endpoints read.
 pub(crate) struct Admin {
@@ -55,7 +55,13 @@ impl Admin {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/live") => text(StatusCode::OK, "live\n".to_owned()),
             (&Method::GET, "/ready") => self.ready(),
-            (&Method::GET, "/metrics") => text(StatusCode::OK, self.hub.metrics.text()),
+            (&Method::GET, "/metrics") => {
+                let metrics = &self.hub.metrics;
+                metrics
+                    .tasks
+                    .set(i64::try_from(self.server.tasks()).unwrap_or(i64::MAX));
+                text(StatusCode::OK, metrics.text())
+            }
             (&Method::GET, "/debug/state") => json_of(&self.state()),
             (&Method::GET, "/debug/log") => log(&self.set_log, None),
             (&Method::PUT, "/debug/log") => {

@@ -88,6 +88,11 @@ impl Shares {
         self.current.iter().any(|name| *name != self.me)
     }
 
+    /// How many share by the epoch in force; `None`: we are not among them.
+    pub(crate) fn members(&self) -> Option<usize> {
+        self.current.contains(&self.me).then_some(self.current.len())
+    }
+
     /// No leader was heard for so long that epochs may have been settled without us.
     pub(crate) fn was_away(&mut self) {
         self.was_away = true;

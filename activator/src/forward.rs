@@ -7,7 +7,7 @@
 //! is still open, a request that was not written comes back whole, and one that was written without a byte of answer may
 //! be repeated when its method is idempotent and it has no body. What may not be repeated (RFC 9110 §9.2.2: a proxy must
 //! not repeat a POST) is written to an idle connection only after a look at the socket itself: the end of it may have
-//! arrived, and only this thread's event loop not told us yet.
+//! arrived, and only this thread's event loop not told us yet. One that nobody has needed for [`UNUSED`] is closed by us.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
@@ -23,6 +23,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crds::names::HOP_HEADER;
 
 use crate::body::Upload;
+use crate::directory::Directory;
 use crate::hub::Hub;
 use crate::places::{self, PLACE_HEADER, Word};
 use crate::pool::Endpoint;
@@ -35,13 +36,24 @@ const MOST_IDLE: usize = 512;
 /// Flow-control window of one HTTP/2 stream from a pod: what a client that does not read makes us keep, at most.
 const STREAM_WINDOW: u32 = 256 * 1024;
 
+/// What was idle for so long is closed: a rush needs many connections, and afterwards they are memory here and in the pod.
+const UNUSED: Duration = Duration::from_secs(30);
+
 /// A worker's connections to one endpoint.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
-    /// Idle ones, the last used last.
-    h1: Mutex<Vec<Idle>>,
+    h1: Mutex<Kept>,
     /// One for each port; connecting is done by one request while others wait.
     h2: tokio::sync::Mutex<Vec<(u16, http2::SendRequest<Upload>)>>,
+}
+
+/// Idle HTTP/1.1 connections.
+#[derive(Debug, Default)]
+struct Kept {
+    /// The last used last.
+    all: Vec<Idle>,
+    /// The fewest there were since they were last looked through: of what is used last first, as many were not used at all.
+    least: usize,
 }
 
 /// An idle HTTP/1.1 connection.
@@ -56,11 +68,31 @@ struct Idle {
 impl Connections {
     /// Closes what nobody uses now. What is in use closes when it has been used.
     pub(crate) fn close_idle(&self) {
-        self.h1.lock().clear();
+        self.h1.lock().all.clear();
         // Somebody who is connecting has it, and closes what was made in vain with the endpoint.
         if let Ok(mut open) = self.h2.try_lock() {
             open.clear();
         }
+    }
+
+    /// Closes what has not been used since the last time. Returns how many.
+    pub(crate) fn close_unused(&self) -> usize {
+        let mut kept = self.h1.lock();
+        let unused = kept.least.min(kept.all.len());
+        let used = kept.all.split_off(unused);
+        let closed = std::mem::replace(&mut kept.all, used);
+        kept.least = kept.all.len();
+        drop(kept);
+        closed.len()
+    }
+}
+
+/// Closes connections that nobody needs any more, for ever.
+pub(crate) async fn close_unused(hub: Arc<Hub>, directory: Arc<Directory>) {
+    loop {
+        tokio::time::sleep(UNUSED).await;
+        let closed: usize = directory.pools().iter().map(|pool| pool.close_unused()).sum();
+        hub.metrics.unused.inc_by(closed as u64);
     }
 }
 
@@ -135,10 +167,10 @@ impl Lease {
     }
 
     fn park(self) {
-        let mut idle = self.endpoint.connections[self.worker].h1.lock();
+        let mut kept = self.endpoint.connections[self.worker].h1.lock();
         // Under the lock: an endpoint that leaves empties the list after it has said so.
-        if idle.len() < MOST_IDLE && !self.endpoint.is_leaving() {
-            idle.push(self.idle);
+        if kept.all.len() < MOST_IDLE && !self.endpoint.is_leaving() {
+            kept.all.push(self.idle);
         }
     }
 }
@@ -149,7 +181,8 @@ impl Lease {
 /// Dropping the future gives the request up; its connection is closed.
 pub(crate) async fn send(line: Line<'_>, request: Request<Upload>) -> Result<Answer, Failure> {
     if line.h2 {
-        send_h2(line, request).await
+        // Boxed, as is connecting below: requests over connections that are there should not keep the room for it.
+        Box::pin(send_h2(line, request)).await
     } else {
         send_h1(line, request).await
     }
@@ -161,7 +194,7 @@ async fn send_h1(line: Line<'_>, mut request: Request<Upload>) -> Result<Answer,
         let copy = repeatable(&request);
         let (mut idle, is_new) = match take_idle(line, copy.is_none()) {
             Some(idle) => (idle, false),
-            None => match connect_h1(line).await {
+            None => match Box::pin(connect_h1(line)).await {
                 Ok(idle) => (idle, true),
                 Err(error) => return Err(Failure::Connect { request, error }),
             },
@@ -196,13 +229,15 @@ async fn send_h1(line: Line<'_>, mut request: Request<Upload>) -> Result<Answer,
 
 /// An idle connection, the last used first. `look`: only one on which nothing has come, not even its end.
 fn take_idle(line: Line<'_>, look: bool) -> Option<Idle> {
-    let mut all = line.endpoint.connections[line.worker].h1.lock();
-    all.retain(|idle| !idle.sender.is_closed());
+    let mut kept = line.endpoint.connections[line.worker].h1.lock();
+    kept.all.retain(|idle| !idle.sender.is_closed());
     loop {
-        let at = all
+        let at = kept
+            .all
             .iter()
             .rposition(|idle| idle.port == line.port && idle.sender.is_ready())?;
-        let idle = all.remove(at);
+        let idle = kept.all.remove(at);
+        kept.least = kept.least.min(kept.all.len());
         if !look
             || idle
                 .wire

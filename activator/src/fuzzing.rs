@@ -1,5 +1,7 @@
 //! What the fuzz targets in `activator/fuzz` need of the inside. Not an interface: it changes without notice.
 
+use std::net::SocketAddr;
+
 use crds::Route;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
@@ -26,6 +28,12 @@ impl Strict {
     pub fn read(&mut self, bytes: &[u8]) -> Result<(), (usize, &'static str)> {
         self.0.read(bytes)
     }
+}
+
+/// The PROXY header of a connection that came `from` a client `to` us.
+#[must_use]
+pub fn proxy_header(from: Option<SocketAddr>, to: Option<SocketAddr>) -> Vec<u8> {
+    crate::proxy_header::header(from, to)
 }
 
 /// An activator whose Routes and pods are applied by hand.

@@ -1,7 +1,6 @@
 //! What changes in a head on its way through: hop-by-hop fields go (RFC 9110 §7.6.1), `X-Forwarded-For` grows, and a
 //! head in one version of HTTP becomes a head in another. Everything else stays as it was sent.
 
-use crds::names::{HOP_HEADER, PROBE_HEADER};
 use http::header::{CONNECTION, COOKIE, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -9,6 +8,13 @@ use http::{HeaderMap, HeaderValue, Uri, Version};
 
 use crate::page::WAIT_HEADER;
 use crate::places::PLACE_HEADER;
+
+/// How the fields begin that Dormouse speaks to itself with.
+const OURS: &str = "dormouse-";
+/// The activator that a request comes from.
+pub(crate) const HOP: HeaderName = HeaderName::from_static(crds::names::HOP_HEADER);
+/// A self-probe, and which one.
+pub(crate) const PROBE: HeaderName = HeaderName::from_static(crds::names::PROBE_HEADER);
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -25,8 +31,31 @@ pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
             .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
 }
 
+/// Whether a head has a field that Dormouse speaks to itself with. Nearly none has: one look in place of many.
+pub(crate) fn has_ours(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with(OURS))
+}
+
+/// Removes what Dormouse speaks to itself with.
+pub(crate) fn remove_ours(headers: &mut HeaderMap) {
+    for name in [HOP, PROBE, PLACE_HEADER, WAIT_HEADER] {
+        headers.remove(name);
+    }
+}
+
+/// Whether a field is about one connection only.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
+    )
+}
+
 /// Removes what is meant for one connection only. An `upgrade` keeps what it needs.
 pub(crate) fn strip(headers: &mut HeaderMap, upgrade: bool) {
+    if !upgrade && !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -56,20 +85,21 @@ pub(crate) fn strip(headers: &mut HeaderMap, upgrade: bool) {
 pub(crate) fn to_pod(parts: &mut Parts, from: Option<&HeaderValue>, h2: bool, upgrade: bool, has_body: bool) {
     let was_h2 = parts.version == Version::HTTP_2;
     let headers = &mut parts.headers;
-    // gRPC needs `te: trailers` to reach the pod; everything else in it is for this connection.
-    let trailers = headers
-        .get(TE)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    strip(headers, upgrade);
-    if !trailers {
-        headers.remove(TE);
+    if headers.keys().any(is_hop_by_hop) {
+        // gRPC needs `te: trailers` to reach the pod; everything else in it is for this connection.
+        let trailers = headers
+            .get(TE)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
+        strip(headers, upgrade);
+        if !trailers {
+            headers.remove(TE);
+        }
+        // A body of unknown length keeps its coding in HTTP/1.1, or a GET would lose its body.
+        headers.remove(TRANSFER_ENCODING);
     }
-    // A body of unknown length keeps its coding in HTTP/1.1, or a GET would lose its body.
-    headers.remove(TRANSFER_ENCODING);
-    headers.remove(HOP_HEADER);
-    headers.remove(PLACE_HEADER);
-    headers.remove(PROBE_HEADER);
-    headers.remove(WAIT_HEADER);
+    if has_ours(headers) {
+        remove_ours(headers);
+    }
     if let Some(from) = from {
         forwarded_for(headers, from);
     }

@@ -147,6 +147,18 @@ impl Hub {
         }
     }
 
+    /// A leader says that another activator's breaker has taken the candidate out.
+    pub(crate) fn told_broken(&self, attempt: &Arc<Attempt>) {
+        let Some(news) = attempt.take_out() else { return };
+        tracing::warn!(
+            route = %attempt.route,
+            attempt = attempt.uid,
+            "the breaker of another activator has taken the candidate out: it gets no more requests here until another attempt"
+        );
+        self.counted(attempt, &news);
+        self.changed(None, true);
+    }
+
     /// The attempts that changed since the last call.
     pub(crate) fn take_counted(&self) -> Vec<Arc<Attempt>> {
         std::mem::take(&mut *self.changes.attempts.lock())
@@ -177,6 +189,13 @@ impl Hub {
         let silence = Duration::from_millis(SILENCE_MS);
         let is_led = self.led.lock().is_some_and(|at| at.elapsed() < silence);
         is_led && self.shares(Shares::has_others)
+    }
+
+    /// How many activators share what all do together, this one included; `None`: no leader that speaks says so.
+    pub(crate) fn activators(&self) -> Option<usize> {
+        let silence = Duration::from_millis(SILENCE_MS);
+        let is_led = self.led.lock().is_some_and(|at| at.elapsed() < silence);
+        self.shares(Shares::members).filter(|_| is_led)
     }
 
     /// Takes over a membership from a leader. Returns whether anything changed.

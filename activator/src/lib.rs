@@ -9,7 +9,8 @@
 //! ```
 //! 1. `server` accepts it on the port that stands for its Service, and a worker thread reads its head.
 //! 2. `request` resolves the port to a Target (`route`) and, by weight, to a `pool`.
-//!    Where a candidate is being let in, `rollout` decides which pool and counts what comes of it, and `mirror` may send a copy.
+//!    Where a candidate is being let in, `rollout` decides which pool and counts what comes of it, and `mirror` may send a copy;
+//!    `synthetic` sends it requests of our own, when it gets too few; both go by `unasked`.
 //! 3. The pool admits it: at once, or it waits in line (`throttle`). The first that waits for a sleeping pool makes a
 //!    `report` line go out, and the autoscaler wakes it; when none does, `cluster` does.
 //! 4. The pool picks the least loaded pod that answers (`balance`, `probe`); with a hard limit only among its share.
@@ -27,6 +28,7 @@ mod body;
 mod budget;
 mod cluster;
 pub mod config;
+mod directory;
 mod forward;
 mod frames;
 #[doc(hidden)]
@@ -54,11 +56,13 @@ mod shutdown;
 mod socket;
 mod stream;
 mod strict;
+mod synthetic;
 mod talk;
 mod tcp;
 #[cfg(test)]
 mod tests;
 mod throttle;
+mod unasked;
 mod wake;
 mod watch;
 mod wire;
@@ -73,11 +77,12 @@ pub use config::{Args, Config, ConfigError, ReportAuth};
 
 use admin::Admin;
 use cluster::Cluster;
+use directory::Directory;
 use hub::Hub;
 use report::Reporter;
 use server::Server;
 use shutdown::Phases;
-use watch::{Directory, Index};
+use watch::Index;
 
 /// Reads (`None`) or changes the log filter, and returns the one now in force.
 pub type SetLog = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
@@ -182,6 +187,15 @@ impl App {
         app.spawn(Arc::clone(&app.reporter).collect());
         app.spawn(Arc::clone(&app.reporter).serve(report));
         app.spawn(endpoints.serve(admin));
+        app.spawn(forward::close_unused(
+            Arc::clone(&app.hub),
+            Arc::clone(&app.directory),
+        ));
+        app.spawn(synthetic::run(
+            Arc::clone(&app.hub),
+            Arc::clone(&app.directory),
+            Arc::clone(&app.server),
+        ));
         Ok(app)
     }
 

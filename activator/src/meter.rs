@@ -2,7 +2,8 @@
 //!
 //! Everything is cumulative, so a reader that misses lines loses nothing. An integral of requests over time, in
 //! request-seconds, divided by the time it covers is the exact mean concurrency: no sampling error, whatever the tick.
-//! There is one meter for each pool and worker thread, so its lock is never contended but by a reader.
+//! There is one meter for each pool and worker thread, so its lock is never contended but by a reader. Beside it are the
+//! service times, by which nothing is decided: they are for people and their boards.
 
 use std::time::Duration;
 
@@ -118,6 +119,62 @@ impl Meter {
     }
 }
 
+/// Upper bounds of service times, in microseconds, inclusive: a factor of two to three apart, from what a loopback answer takes
+/// to what nobody waits for.
+pub(crate) const TIME_BOUNDS: [u64; 15] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000, 30_000_000,
+];
+
+/// Service times of one pool in one worker: from dispatch to the answer's head. Nothing is kept for a pool that never answered.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Times {
+    /// By bound; the last place is for what is beyond them.
+    counts: Option<Box<[u64; TIME_BOUNDS.len() + 1]>>,
+    seconds: f64,
+}
+
+impl Times {
+    /// An answer took so long.
+    pub(crate) fn note(&mut self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let place = TIME_BOUNDS.partition_point(|bound| *bound < micros);
+        self.counts.get_or_insert_default()[place] += 1;
+        self.seconds += time.as_secs_f64();
+    }
+
+    /// Adds another worker's.
+    pub(crate) fn add(&mut self, other: &Self) {
+        if let Some(theirs) = &other.counts {
+            let ours = self.counts.get_or_insert_default();
+            ours.iter_mut()
+                .zip(theirs.iter())
+                .for_each(|(ours, theirs)| *ours += theirs);
+        }
+        self.seconds += other.seconds;
+    }
+
+    /// How many answers took at most as long as each bound, how many there were, and their times together in seconds.
+    /// `None`: there was none.
+    pub(crate) fn cumulative(&self) -> Option<([u64; TIME_BOUNDS.len()], u64, f64)> {
+        let counts = self.counts.as_ref()?;
+        let mut sum = 0;
+        let mut up_to = [0; TIME_BOUNDS.len()];
+        for (place, count) in up_to.iter_mut().zip(counts.iter()) {
+            sum += count;
+            *place = sum;
+        }
+        Some((up_to, sum + counts[TIME_BOUNDS.len()], self.seconds))
+    }
+}
+
+/// What one worker counts of one pool.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) meter: Meter,
+    pub(crate) times: Times,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,5 +254,20 @@ mod tests {
         let sum = one.plus(other, at(4));
         assert_eq!((sum.in_flight_seconds, sum.held_seconds), (4.0, 2.0));
         assert_eq!((sum.in_flight, sum.held, sum.last_use), (1, 1, Some(at(3))));
+    }
+
+    #[test]
+    fn a_time_is_counted_at_every_bound_that_it_does_not_pass() {
+        let (mut one, mut other) = (Times::default(), Times::default());
+        assert_eq!(one.cumulative(), None);
+        for micros in [0, 500, 501, 30_000_000] {
+            one.note(Duration::from_micros(micros));
+        }
+        other.note(Duration::from_micros(30_000_001));
+        one.add(&other);
+        one.add(&Times::default());
+        let (up_to, all, seconds) = one.cumulative().expect("five answers");
+        assert_eq!((up_to[0], up_to[1], up_to[13], up_to[14], all), (2, 3, 3, 4, 5));
+        assert!((seconds - 60.001_002).abs() < 1e-9, "{seconds}");
     }
 }

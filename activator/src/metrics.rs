@@ -1,17 +1,18 @@
-//! Metrics. Per-pool series are made from the meters when they are scraped: nothing is counted twice on the hot path, and
-//! a pool's series go with the pool. Labels come from closed sets, plus namespace and pool.
+//! Metrics. Labels come from closed sets, plus namespace, pool and Route, and the series of these go with them.
 
-use std::sync::{Arc, Weak};
+mod scraped;
 
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use std::sync::Arc;
+
+use prometheus::core::Collector;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
+use crate::directory::Directory;
 use crate::hub::Hub;
 use crate::wake::Parts;
-use crate::watch::Directory;
+use scraped::Scraped;
 
 /// From what a wake signal takes (milliseconds) to what a slow image takes (a minute).
 const COLD: &[f64] = &[
@@ -45,6 +46,8 @@ pub(crate) struct Metrics {
     pub(crate) places_lapsed: IntCounter,
     pub(crate) connections: IntCounter,
     pub(crate) accept_errors: IntCounter,
+    pub(crate) unused: IntCounter,
+    pub(crate) tasks: IntGauge,
     pub(crate) probes: IntCounterVec,
     pub(crate) own_wakes: IntCounterVec,
     pub(crate) report_lines: IntCounter,
@@ -52,8 +55,10 @@ pub(crate) struct Metrics {
     pub(crate) report_refused: IntCounterVec,
     pub(crate) report_lagged: IntCounter,
     pub(crate) watch_errors: IntCounterVec,
+    pub(crate) self_probes_stale: IntCounter,
     pub(crate) breaker_trips: IntCounter,
     pub(crate) mirrored: IntCounterVec,
+    pub(crate) synthetic: IntCounterVec,
 }
 
 impl Metrics {
@@ -138,6 +143,17 @@ impl Metrics {
                 "activator_accept_errors_total",
                 "Connections that could not be accepted",
             ),
+            unused: counter(
+                "activator_unused_connections_total",
+                "Connections to pods that were closed because nobody had used them for half a minute",
+            ),
+            tasks: own(
+                &registry,
+                IntGauge::new(
+                    "activator_tasks",
+                    "Async tasks that have not ended, of all threads",
+                ),
+            ),
             probes: counters(
                 "activator_pod_probes_total",
                 "Readiness probes of pods, by result",
@@ -167,6 +183,10 @@ impl Metrics {
                 "Errors of watches, by kind of object",
                 "kind",
             ),
+            self_probes_stale: counter(
+                "activator_self_probes_stale_total",
+                "Orders of self-probes that were not carried out, because nobody waits for the answer after ten seconds",
+            ),
             breaker_trips: counter(
                 "activator_rollout_breaker_trips_total",
                 "Times a candidate was taken out here, because it was overwhelmingly worse than the stable pool",
@@ -177,14 +197,20 @@ impl Metrics {
                  the candidate has no ready pod or too many are under way",
                 "result",
             ),
+            synthetic: counters(
+                "activator_synthetic_requests_total",
+                "Requests of our own to candidates: sent, or not sent because the candidate has no ready pod, too many are \
+                 under way, or no port of the Route speaks HTTP",
+                "result",
+            ),
             registry,
         }
     }
 
-    /// Adds the series that are read from pools and listeners.
+    /// Adds the series that are read from pools, attempts and Routes.
     pub(crate) fn observe(&self, hub: &Arc<Hub>, directory: &Arc<Directory>) {
-        let pools = Pools::new(Arc::downgrade(hub), Arc::downgrade(directory));
-        drop(self.registry.register(Box::new(pools)));
+        let scraped = Scraped::new(Arc::downgrade(hub), Arc::downgrade(directory));
+        drop(self.registry.register(Box::new(scraped)));
     }
 
     /// A wake has finished.
@@ -224,161 +250,5 @@ fn own<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::
     registry
         .register(Box::new(metric.clone()))
         .expect("a metric's name is used once");
-    metric
-}
-
-/// Reads pools when scraped.
-struct Pools {
-    hub: Weak<Hub>,
-    directory: Weak<Directory>,
-    descs: Vec<Desc>,
-}
-
-const FAMILIES: [(&str, &str, MetricType); 9] = [
-    (
-        "activator_requests_total",
-        "Ended requests that count as use, by outcome",
-        MetricType::COUNTER,
-    ),
-    (
-        "activator_requests_in_flight",
-        "Requests at pods",
-        MetricType::GAUGE,
-    ),
-    ("activator_requests_held", "Requests that wait", MetricType::GAUGE),
-    ("activator_pods_ready", "Pods seen answering", MetricType::GAUGE),
-    ("activator_pools", "Pools", MetricType::GAUGE),
-    (
-        "activator_pods_ejected",
-        "Pods passed over for a time because they fail requests",
-        MetricType::GAUGE,
-    ),
-    (
-        "activator_rollout_requests_total",
-        "Requests counted in the last attempt of a rollout, by how they were assigned and what they came to",
-        MetricType::COUNTER,
-    ),
-    (
-        "activator_rollout_broken",
-        "Whether the breaker has taken the candidate of a Route's last attempt out here",
-        MetricType::GAUGE,
-    ),
-    (
-        "activator_rollout_uncounted_total",
-        "Requests of a Route's last attempt that were not counted, because it has had too many epochs",
-        MetricType::COUNTER,
-    ),
-];
-
-impl Pools {
-    fn new(hub: Weak<Hub>, directory: Weak<Directory>) -> Self {
-        let descs = FAMILIES
-            .iter()
-            .filter_map(|(name, help, _)| {
-                Desc::new((*name).into(), (*help).into(), vec![], Default::default()).ok()
-            })
-            .collect();
-        Self {
-            hub,
-            directory,
-            descs,
-        }
-    }
-}
-
-impl Collector for Pools {
-    fn desc(&self) -> Vec<&Desc> {
-        self.descs.iter().collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let (Some(hub), Some(directory)) = (self.hub.upgrade(), self.directory.upgrade()) else {
-            return Vec::new();
-        };
-        let now = hub.now();
-        let mut families: [Vec<Metric>; 9] = Default::default();
-        let pools = directory.pools();
-        families[4].push(metric(MetricType::GAUGE, pools.len() as f64, &[]));
-        for pool in pools {
-            let sum = pool.sum(now);
-            let own = [
-                ("namespace", pool.key.namespace.as_str()),
-                ("pool", pool.key.pool.as_str()),
-            ];
-            let ends = &sum.outcomes;
-            // A pool that was never used has one series less to tell about.
-            if sum.arrivals > 0 {
-                for (outcome, count) in [
-                    ("ok", ends.ok),
-                    ("server_error", ends.server_error),
-                    ("refused", ends.refused),
-                    ("failed", ends.failed),
-                    ("cancelled", ends.cancelled),
-                ] {
-                    let labels = [own[0], own[1], ("outcome", outcome)];
-                    families[0].push(metric(MetricType::COUNTER, count as f64, &labels));
-                }
-            }
-            let ready = pool.ready() as f64;
-            for (at, value) in [
-                (1, f64::from(sum.in_flight)),
-                (2, f64::from(sum.held)),
-                (3, ready),
-                (5, pool.ejected() as f64),
-            ] {
-                families[at].push(metric(MetricType::GAUGE, value, &own));
-            }
-        }
-        for attempt in directory.attempts() {
-            let own = [
-                ("namespace", attempt.route.namespace.as_str()),
-                ("route", attempt.route.name.as_str()),
-            ];
-            for (arm, good, bad) in attempt.sums() {
-                for (verdict, count) in [("good", good), ("bad", bad)] {
-                    let labels = [own[0], own[1], ("arm", arm), ("verdict", verdict)];
-                    families[6].push(metric(MetricType::COUNTER, count as f64, &labels));
-                }
-            }
-            let broken = f64::from(u8::from(attempt.is_broken()));
-            families[7].push(metric(MetricType::GAUGE, broken, &own));
-            families[8].push(metric(MetricType::COUNTER, attempt.uncounted() as f64, &own));
-        }
-        FAMILIES
-            .iter()
-            .zip(families)
-            .filter(|(_, metrics)| !metrics.is_empty())
-            .map(|((name, help, kind), metrics)| {
-                let mut family = MetricFamily::default();
-                family.set_name((*name).to_owned());
-                family.set_help((*help).to_owned());
-                family.set_field_type(*kind);
-                family.set_metric(metrics);
-                family
-            })
-            .collect()
-    }
-}
-
-fn metric(kind: MetricType, value: f64, labels: &[(&str, &str)]) -> Metric {
-    let labels = labels
-        .iter()
-        .map(|(name, value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name((*name).to_owned());
-            pair.set_value((*value).to_owned());
-            pair
-        })
-        .collect();
-    let mut metric = Metric::from_label(labels);
-    if kind == MetricType::COUNTER {
-        let mut counter = Counter::default();
-        counter.set_value(value);
-        metric.set_counter(counter);
-    } else {
-        let mut gauge = Gauge::default();
-        gauge.set_value(value);
-        metric.set_gauge(gauge);
-    }
     metric
 }

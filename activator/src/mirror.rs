@@ -5,37 +5,21 @@
 //! while too many are under way.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::Request;
-use http_body_util::BodyExt;
-use tokio::sync::OwnedSemaphorePermit;
 
-use crate::account::{Counts, Use};
-use crate::body::{Download, Upload};
+use crate::account::Counts;
+use crate::body::Upload;
 use crate::forward;
 use crate::pool::Pool;
-use crate::request::{self, Call, Connection, Done};
+use crate::request::Connection;
 use crate::rollout::Ticket;
 use crate::route::Target;
 use crate::throttle::Kind;
+use crate::unasked::Unasked;
 
 /// Most copies at the same time, of all Routes: what a candidate that hangs can keep of this activator.
 pub(crate) const COPIES: usize = 256;
-
-/// When a copy is given up: longer than clients usually wait.
-const LONGEST: Duration = Duration::from_secs(30);
-
-/// A copy on its way out.
-struct Copy {
-    connection: Arc<Connection>,
-    target: Arc<Target>,
-    pool: Arc<Pool>,
-    request: Box<Request<Upload>>,
-    ticket: Box<Ticket>,
-    h2c: bool,
-    _room: OwnedSemaphorePermit,
-}
 
 /// Sends a copy of a request that goes to `pool` to the candidate, if the Route wants one. Returns how the request itself
 /// is counted then.
@@ -63,62 +47,22 @@ pub(crate) fn copy(
     };
     let [ours, theirs] = plan.pair()?;
     count("sent");
-    let copy = Copy {
+    let copy = Unasked {
         connection: Arc::clone(connection),
         target: Arc::clone(target),
         pool: Arc::clone(candidate),
         request: Box::new(request),
         ticket: theirs,
+        counts: Counts::Copy,
+        kind: Kind::Client,
         h2c,
-        _room: room,
+        room,
     };
-    tokio::spawn(copy.send());
-    Some(ours)
-}
-
-impl Copy {
-    /// Sends it and reads the answer to its end.
-    async fn send(self) {
-        let hub = &self.connection.hub;
-        let started = hub.now();
-        let deadline = hub.instant(started + LONGEST);
-        let mut usage = Use::begin(hub, &self.pool, self.connection.worker, Counts::Copy, started);
-        usage.enrol(Some(self.ticket));
-        let call = Call {
-            connection: &self.connection,
-            target: &self.target,
-            pool: &self.pool,
-            kind: Kind::Client,
-            counts: Counts::Copy,
-            h2c: self.h2c,
-            started,
-        };
-        let trying = Box::pin(request::attempt(&call, &mut usage, self.request, None, false));
-        let given_up = || hub.metrics.mirrored.with_label_values(&["given_up"]).inc();
-        match tokio::time::timeout_at(deadline, trying).await {
-            Ok(Ok(done)) => {
-                let mut body = answer(&call, usage, done);
-                let reading = async { while let Some(Ok(_)) = body.frame().await {} };
-                if tokio::time::timeout_at(deadline, reading).await.is_err() {
-                    given_up();
-                }
-            }
-            Ok(Err(reject)) => usage.refuse(&reject),
-            Err(_) => {
-                given_up();
-                usage.give_up();
-            }
+    let given_up = hub.metrics.mirrored.with_label_values(&["given_up"]);
+    tokio::spawn(async move {
+        if !copy.send().await {
+            given_up.inc();
         }
-    }
-}
-
-/// The copy's answer, which closes its books when it has been read.
-fn answer(call: &Call<'_>, mut usage: Use, done: Done) -> Download {
-    let hub = &call.connection.hub;
-    let (parts, body) = done.answer.response.into_parts();
-    // A cookie would be the client's.
-    drop(usage.head(parts.status, &parts.headers, done.sent));
-    let outcome = request::outcome(parts.status);
-    let body = Download::new(body, outcome, usage, done.answer.lease, None);
-    body.limited(call.target.timeouts, hub.instant(done.begun), None)
+    });
+    Some(ours)
 }

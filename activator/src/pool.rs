@@ -31,7 +31,7 @@ use tokio::sync::Notify;
 
 use crate::budget::Budget;
 use crate::hub::Hub;
-use crate::meter::Meter;
+use crate::meter::Tally;
 use crate::reject::PoolNow;
 use crate::throttle::Throttle;
 use crate::wake::WakeClock;
@@ -96,7 +96,7 @@ pub(crate) struct Pool {
     /// `state.throttle.waiting()`, readable without the lock.
     held: AtomicU32,
     /// One for each worker.
-    pub(crate) meters: Box<[Mutex<Meter>]>,
+    pub(crate) tallies: Box<[Mutex<Tally>]>,
     /// Whether it is in the list of pools that changed.
     is_dirty: AtomicBool,
     pub(crate) budget: Budget,
@@ -122,6 +122,15 @@ struct State {
     wakes: Vec<Wake>,
 }
 
+impl State {
+    /// The pod that an endpoint is of; `None`: it is gone, or another has its address.
+    fn pod_of(&mut self, endpoint: &Arc<Endpoint>) -> Option<&mut Pod> {
+        self.pods
+            .get_mut(&endpoint.address)
+            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))
+    }
+}
+
 impl Pool {
     pub(crate) fn new(key: PoolKey, hub: Arc<Hub>) -> Arc<Self> {
         let workers = hub.config.workers;
@@ -132,7 +141,7 @@ impl Pool {
             view: RwLock::default(),
             state: Mutex::default(),
             held: AtomicU32::new(0),
-            meters: (0..workers).map(|_| Mutex::default()).collect(),
+            tallies: (0..workers).map(|_| Mutex::default()).collect(),
             is_dirty: AtomicBool::new(false),
             budget: Budget::default(),
             page: Mutex::default(),
@@ -175,6 +184,15 @@ impl Pool {
             held: self.held(),
             waking: self.state.lock().acknowledged.is_some(),
         }
+    }
+
+    /// Closes connections to pods and peers that nobody has used since the last time. Returns how many.
+    pub(crate) fn close_unused(&self) -> usize {
+        let state = self.state.lock();
+        let pods = state.pods.values().map(|pod| &pod.endpoint);
+        let all: Vec<Arc<Endpoint>> = pods.chain(state.peers.values()).cloned().collect();
+        drop(state);
+        all.iter().map(|endpoint| endpoint.close_unused()).sum()
     }
 }
 

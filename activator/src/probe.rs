@@ -3,7 +3,7 @@
 //! Only addresses that Kubernetes has published are dialled, and only while the answer matters: a task for each pod ends
 //! when the pod is usable, is gone, or when nobody has waited for it for a while.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -102,18 +102,13 @@ impl Drop for Probed<'_> {
 }
 
 /// Probes one pod until it answers or needs no probe any more.
-pub(crate) async fn until_it_answers(
-    pool: Arc<Pool>,
-    hub: Arc<Hub>,
-    address: IpAddr,
-    endpoint: Arc<Endpoint>,
-) {
+pub(crate) async fn until_it_answers(pool: Arc<Pool>, hub: Arc<Hub>, endpoint: Arc<Endpoint>) {
     let began = hub.now();
     let _probed = Probed::new(&hub.probed);
     let mut pace = Pace::default();
-    while let Some(target) = pool.probe_target(address, &endpoint) {
+    while let Some(target) = pool.probe_target(&endpoint) {
         if hub.now().saturating_sub(began) > SLOW_AFTER && !target.is_awaited {
-            return pool.rest(address, &endpoint);
+            return pool.rest(&endpoint);
         }
         let delay = Duration::from_millis(target.probe.initial_delay_ms);
         let left = delay.saturating_sub(hub.now().saturating_sub(target.appeared));
@@ -122,14 +117,14 @@ pub(crate) async fn until_it_answers(
             continue;
         }
         let asked = hub.now();
-        let said = ask(SocketAddr::new(address, target.port), &target.probe).await;
+        let said = ask(SocketAddr::new(endpoint.address, target.port), &target.probe).await;
         let label = match said {
             Said::Ready => "answered",
             Said::NotReady => "not_ready",
             Said::Nothing => "failed",
         };
         hub.metrics.probes.with_label_values(&[label]).inc();
-        pool.probed(address, &endpoint, asked, said == Said::Ready);
+        pool.probed(&endpoint, asked, said == Said::Ready);
         if said == Said::Ready {
             continue;
         }

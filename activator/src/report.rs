@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use crds::evidence::EpochReport;
 use crds::report::{
-    COALESCE_MS, Directive, HEARTBEAT_MS, LONGEST_LINE, PoolReport, ProbeOrder, ProbeResult, Report,
-    RouteAck, SILENCE_MS,
+    COALESCE_MS, Directive, HEARTBEAT_MS, LONGEST_LINE, PROBE_MS, PoolReport, ProbeOrder, ProbeResult,
+    Report, RouteAck, SILENCE_MS,
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
@@ -26,10 +26,10 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::config::ReportAuth;
+use crate::directory::Directory;
 use crate::hub::Hub;
 use crate::pool::Pool;
 use crate::selfprobe;
-use crate::watch::Directory;
 
 /// Deltas that a slow stream may lag behind before it gets a snapshot: over 20 s of them.
 const DELTAS: usize = 256;
@@ -402,6 +402,9 @@ impl Reporter {
             return;
         }
         self.hub.heard_leader();
+        for attempt in self.directory.set_broken(directive.broken) {
+            self.hub.told_broken(&attempt);
+        }
         let now = self.hub.now();
         for key in &directive.waking {
             if let Some(pool) = self.directory.pool(key) {
@@ -425,9 +428,16 @@ impl Reporter {
 
     fn probe(&self, order: ProbeOrder, results: mpsc::Sender<ProbeResult>) {
         let room = Arc::clone(&self.probes);
+        let stale = self.hub.metrics.self_probes_stale.clone();
+        let until = Instant::now() + Duration::from_millis(PROBE_MS.saturating_sub(order.age_ms));
         tokio::spawn(async move {
             let Ok(_room) = room.acquire().await else { return };
-            let result = selfprobe::run(&order).await;
+            if Instant::now() >= until {
+                // Nobody waits for the answer any more, and the Service may be another by now.
+                stale.inc();
+                return;
+            }
+            let result = selfprobe::run(&order, until).await;
             // Fails only when the stream has gone; its successor orders anew.
             drop(results.send(result).await);
         });

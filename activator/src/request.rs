@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crds::names::{HOP_HEADER, PROBE_HEADER, PROBE_INSTANCE_HEADER, PROBE_ROUTE_HEADER};
+use crds::names::{PROBE_INSTANCE_HEADER, PROBE_ROUTE_HEADER};
 use http::header::{SET_COOKIE, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{Either, Full};
@@ -113,40 +113,17 @@ async fn serve(connection: Arc<Connection>, mut request: Box<Request<Upload>>) -
     let Some((target, h2c)) = connection.listening.target() else {
         return refuse(hub, &Reject::NoRoute, &Reader::of(request.headers()), is_h2);
     };
-    if let Some(nonce) = request.headers().get(PROBE_HEADER) {
+    let has_ours = headers::has_ours(request.headers());
+    if has_ours && let Some(nonce) = request.headers().get(headers::PROBE) {
         tracing::debug!(?nonce, route = target.title, "self-probe landed");
         return self_probe(hub, &target);
     }
     if let Err(reject) = check(&request) {
         return refuse(hub, &reject, &Reader::of(request.headers()), is_h2);
     }
-    let mut ticket = None;
-    let (word, pool) = match request.headers().get(PLACE_HEADER) {
-        None => {
-            let choice = target.choose(Some(request.headers()), &mut |below| fastrand::u32(..below));
-            let pool = choice.map(
-                |Choice {
-                     pool,
-                     ticket: counted,
-                 }| {
-                    ticket = counted;
-                    pool
-                },
-            );
-            (None, pool)
-        }
-        // From a peer that we have not been told of yet it must not become a request to a pod.
-        Some(_) if !connection.is_peer => {
-            let reject = Reject::BadRequest("dormouse-place is a field between activators");
-            return refuse(hub, &reject, &Reader::of(request.headers()), is_h2);
-        }
-        Some(value) => match places::read(value) {
-            Some((word, pool)) => (Some(word), target.pool(pool)),
-            None => (None, None),
-        },
-    };
-    let Some(pool) = pool else {
-        return refuse(hub, &Reject::NoRoute, &Reader::of(request.headers()), is_h2);
+    let (word, Choice { pool, mut ticket }) = match meant(&connection, &target, &request, has_ours) {
+        Ok(meant) => meant,
+        Err(reject) => return refuse(hub, &reject, &Reader::of(request.headers()), is_h2),
     };
     let kept = match word {
         Some(Word::Ask) => return Box::pin(keep_place(&connection, pool)).await,
@@ -173,7 +150,7 @@ async fn serve(connection: Arc<Connection>, mut request: Box<Request<Upload>>) -
         }
     }
     // Anybody may claim to be a peer: then it is never sent on, but it is counted all the same.
-    let is_hop = request.headers().contains_key(HOP_HEADER);
+    let is_hop = has_ours && request.headers().contains_key(headers::HOP);
     let counts = match noise {
         Some(_) => Counts::Noise,
         None if is_hop && connection.is_peer => Counts::Hop,
@@ -214,6 +191,27 @@ async fn serve(connection: Arc<Connection>, mut request: Box<Request<Upload>>) -
             refuse(hub, &reject, &client.reader, is_h2)
         }
     }
+}
+
+/// The pool that a request is for: by weight, or as a peer says, with its word about a place there.
+fn meant<'a>(
+    connection: &Connection,
+    target: &'a Target,
+    request: &Request<Upload>,
+    has_ours: bool,
+) -> Result<(Option<Word>, Choice<'a>), Reject> {
+    let headers = request.headers();
+    let Some(value) = has_ours.then(|| headers.get(PLACE_HEADER)).flatten() else {
+        let choice = target.choose(Some(headers), &mut |below| fastrand::u32(..below));
+        return choice.map(|choice| (None, choice)).ok_or(Reject::NoRoute);
+    };
+    // From a peer that we have not been told of yet it must not become a request to a pod.
+    if !connection.is_peer {
+        return Err(Reject::BadRequest("dormouse-place is a field between activators"));
+    }
+    let (word, name) = places::read(value).ok_or(Reject::NoRoute)?;
+    let pool = target.pool(name).ok_or(Reject::NoRoute)?;
+    Ok((Some(word), Choice { pool, ticket: None }))
 }
 
 /// What is kept of a request once it has moved on.
@@ -293,6 +291,8 @@ pub(crate) async fn attempt(
         };
         usage.back(hub.now());
         request = Box::new(Box::pin(retry(call, &endpoint, failure, tries)).await?);
+        // Words to a peer are not for whoever is next.
+        headers::remove_ours(request.headers_mut());
         failed = Some(endpoint);
     }
 }
@@ -351,14 +351,11 @@ async fn forward_once(
     let hop = endpoint.is_peer();
     if hop {
         if let Ok(instance) = HeaderValue::try_from(&hub.instance) {
-            request.headers_mut().insert(HOP_HEADER, instance);
+            request.headers_mut().insert(headers::HOP, instance);
         }
         if let Some(take) = ticket.and_then(|ticket| places::write(Word::Take(ticket), &call.pool.key.pool)) {
             request.headers_mut().insert(PLACE_HEADER, take);
         }
-    } else {
-        request.headers_mut().remove(HOP_HEADER);
-        request.headers_mut().remove(PLACE_HEADER);
     }
     let line = Line {
         endpoint,

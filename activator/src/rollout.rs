@@ -22,6 +22,7 @@ use http::{HeaderMap, Method, StatusCode};
 use crate::balance;
 use crate::pool::Pool;
 use crate::route::Choice;
+use crate::synthetic::Synthetic;
 
 pub(crate) use attempt::{Attempt, News};
 pub(crate) use ticket::Ticket;
@@ -60,6 +61,8 @@ pub(crate) struct Plan {
     breaker: Option<Breaker>,
     /// Each request that is counted goes to both.
     mirror: Option<Mirror>,
+    /// Requests of our own to the candidate.
+    synthetic: Option<Synthetic>,
 }
 
 /// Which requests are copied.
@@ -110,6 +113,9 @@ impl Plan {
         let asked = rollout.affinity.as_ref().zip(attempt.as_ref());
         let affinity = asked.map(|(affinity, attempt)| Affinity::of(affinity, &attempt.uid));
         let affinity = affinity.and_then(|read| read.map_err(|why| wrong.push(why)).ok());
+        let synthetic = rollout.synthetic.as_ref().filter(|_| attempt.is_some());
+        let synthetic = synthetic.map(Synthetic::of);
+        let synthetic = synthetic.and_then(|read| read.map_err(|why| wrong.push(why)).ok());
         let matches = Matches::of(&rollout.matches).map_err(|why| wrong.push(why));
         Ok(Self {
             stable,
@@ -134,6 +140,7 @@ impl Plan {
                     .map(|method| method.to_ascii_uppercase())
                     .collect(),
             }),
+            synthetic,
         })
     }
 
@@ -224,6 +231,25 @@ impl Plan {
         let pair = Arc::default();
         let half = |arm| self.ticket(self.epoch, Role::Half(arm, Arc::clone(&pair)));
         Some([half(Arm::Stable)?, half(Arm::Candidate)?])
+    }
+
+    /// The requests of our own that the Route wants; none once the candidate is out.
+    pub(crate) fn synthetic(&self) -> Option<&Synthetic> {
+        self.synthetic.as_ref().filter(|_| !self.is_broken())
+    }
+
+    /// The candidate's pool, for a request of our own, and how that is counted: as one that was sent there.
+    pub(crate) fn direct<'a>(
+        self: &Arc<Self>,
+        pools: &'a [(u32, Arc<Pool>)],
+    ) -> Option<(&'a Arc<Pool>, Box<Ticket>)> {
+        let ticket = self.ticket(self.epoch, Role::Direct)?;
+        Some((&pools[self.candidate].1, ticket))
+    }
+
+    /// The name of the candidate's pool.
+    pub(crate) fn candidate(&self) -> &str {
+        &self.names[1]
     }
 
     fn is_broken(&self) -> bool {

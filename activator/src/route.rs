@@ -112,6 +112,16 @@ impl Target {
             .find(|pool| pool.key.pool == name)
     }
 
+    /// What a pool is in a rollout: `candidate` while one is being let in, and `stable` otherwise.
+    pub(crate) fn role(&self, pool: &str) -> &'static str {
+        let candidate = self.rollout.as_ref().map(|plan| plan.candidate());
+        if candidate == Some(pool) {
+            "candidate"
+        } else {
+            "stable"
+        }
+    }
+
     /// The pool for one request: by weight, unless the Route says more. `headers` are its fields; a connection of bytes
     /// has none.
     pub(crate) fn choose(

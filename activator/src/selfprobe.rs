@@ -20,8 +20,8 @@ const MOST: u32 = 64;
 /// Most bytes of an answer's head.
 const HEAD: usize = 8192;
 
-/// Carries out one order.
-pub(crate) async fn run(order: &ProbeOrder) -> ProbeResult {
+/// Carries out one order, whose answer nobody waits for after `until`.
+pub(crate) async fn run(order: &ProbeOrder, until: Instant) -> ProbeResult {
     let mut result = ProbeResult {
         id: order.id,
         ..ProbeResult::default()
@@ -30,7 +30,7 @@ pub(crate) async fn run(order: &ProbeOrder) -> ProbeResult {
         result.error = format!("{:?} is not an address and a port", order.address);
         return result;
     };
-    let deadline = Instant::now() + ALL;
+    let deadline = until.min(Instant::now() + ALL);
     let route = format!("{}/{}", order.namespace, order.route);
     for _ in 0..order.tries.clamp(1, MOST) {
         let asked = tokio::time::timeout_at(deadline.min(Instant::now() + ONE), ask(address, &route)).await;

@@ -1,6 +1,10 @@
 //! Two connections joined into one: streams of bytes, and what has switched protocols. Half-close is kept; the Route's
 //! limits on whole and silent streams hold here too.
 
+mod flow;
+
+use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -11,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::body::{Activity, Limits};
 use crate::route::Timeouts;
+use flow::Flow;
 
 /// How a joined stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +46,7 @@ where
 {
     let end = if limits.request.is_none() && limits.stream_idle.is_none() {
         tokio::select! {
-            _ = tokio::io::copy_bidirectional(client, pod) => End::Theirs,
+            _ = both_ways(client, pod) => End::Theirs,
             () = give_up.cancelled() => End::Ours,
         }
     } else {
@@ -50,8 +55,8 @@ where
         let mut client = Noted(&mut *client, &activity);
         let mut pod = Noted(&mut *pod, &activity);
         tokio::select! {
-            _ = tokio::io::copy_bidirectional(&mut client, &mut pod) => End::Theirs,
-            what = std::future::poll_fn(|cx| running.poll(cx)) => End::Limit(what),
+            _ = both_ways(&mut client, &mut pod) => End::Theirs,
+            what = poll_fn(|cx| running.poll(cx)) => End::Limit(what),
             () = give_up.cancelled() => End::Ours,
         }
     };
@@ -60,6 +65,24 @@ where
         drop(pod.shutdown().await);
     }
     end
+}
+
+/// Until both sides have ended, or one has broken off.
+async fn both_ways(
+    client: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    pod: &mut (impl AsyncRead + AsyncWrite + Unpin),
+) -> io::Result<()> {
+    let (mut up, mut down) = (Flow::new(), Flow::new());
+    poll_fn(|cx| {
+        let up = up.poll(cx, client, pod)?;
+        let down = down.poll(cx, pod, client)?;
+        if up.is_ready() && down.is_ready() {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    })
+    .await
 }
 
 /// A side whose bytes are noted as they are read. What is written was read from the other.

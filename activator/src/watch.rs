@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crds::names::{POOL_LABEL, PROBE_PORT_NAME};
@@ -15,12 +14,12 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, ResourceExt};
-use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
+use crate::directory::Directory;
 use crate::hub::Hub;
 use crate::pool::{Pool, Published, Settings};
-use crate::rollout::{Attempt, Plan};
+use crate::rollout::Plan;
 use crate::route::{RouteKey, Target, Timeouts, WaitingPage};
 use crate::server::Server;
 
@@ -37,88 +36,11 @@ const DEPARTED: Duration = Duration::from_secs(50);
 /// instance never go back.
 const KEPT_POOLS: usize = 1000;
 
-/// Pools and acknowledgements, for whoever wants to read them.
-#[derive(Debug, Default)]
-pub(crate) struct Directory {
-    pools: RwLock<HashMap<PoolKey, Arc<Pool>>>,
-    acks: RwLock<BTreeMap<RouteKey, RouteAck>>,
-    /// Acknowledgements that no line has carried yet.
-    new_acks: Mutex<Vec<RouteAck>>,
-    /// The attempt that each Route named last.
-    attempts: RwLock<BTreeMap<RouteKey, Arc<Attempt>>>,
-    /// Both kinds of object have been listed once.
-    is_synced: [AtomicBool; 2],
-}
-
-impl Directory {
-    /// The pool of that name.
-    pub(crate) fn pool(&self, key: &PoolKey) -> Option<Arc<Pool>> {
-        self.pools.read().get(key).cloned()
-    }
-
-    /// All pools that a Route uses.
-    pub(crate) fn pools(&self) -> Vec<Arc<Pool>> {
-        self.pools.read().values().cloned().collect()
-    }
-
-    /// All acknowledgements.
-    pub(crate) fn acks(&self) -> Vec<RouteAck> {
-        self.acks.read().values().cloned().collect()
-    }
-
-    /// Acknowledgements since the last call.
-    pub(crate) fn take_new_acks(&self) -> Vec<RouteAck> {
-        std::mem::take(&mut *self.new_acks.lock())
-    }
-
-    /// Whether the cluster has been seen.
-    pub(crate) fn is_synced(&self) -> bool {
-        self.is_synced.iter().all(|is| is.load(Ordering::Acquire))
-    }
-
-    /// All attempts that are counted.
-    pub(crate) fn attempts(&self) -> Vec<Arc<Attempt>> {
-        self.attempts.read().values().cloned().collect()
-    }
-
-    /// Where a Route's attempt of that name is counted: its counts stay until the Route names another.
-    fn attempt(&self, route: &RouteKey, uid: &str) -> Option<Arc<Attempt>> {
-        if uid.is_empty() {
-            return None;
-        }
-        let mut attempts = self.attempts.write();
-        if let Some(known) = attempts.get(route).filter(|known| known.uid == uid) {
-            return Some(Arc::clone(known));
-        }
-        let attempt = Arc::new(Attempt::new(route.clone(), uid.to_owned()));
-        attempts.insert(route.clone(), Arc::clone(&attempt));
-        Some(attempt)
-    }
-
-    fn acknowledge(&self, ack: RouteAck) {
-        let key = RouteKey {
-            namespace: ack.namespace.clone(),
-            name: ack.name.clone(),
-        };
-        let mut acks = self.acks.write();
-        if acks.get(&key) == Some(&ack) {
-            return;
-        }
-        if ack.gone {
-            acks.remove(&key);
-        } else {
-            acks.insert(key, ack.clone());
-        }
-        self.new_acks.lock().push(ack);
-    }
-}
-
 /// The index.
 pub(crate) struct Index {
     hub: Arc<Hub>,
     server: Arc<Server>,
     directory: Arc<Directory>,
-    routes: HashMap<RouteKey, Arc<Target>>,
     /// Routes that are served on although they were deleted, and since when.
     departed: HashMap<RouteKey, Instant>,
     /// Which Routes use a pool.
@@ -136,7 +58,6 @@ impl Index {
             hub,
             server,
             directory,
-            routes: HashMap::new(),
             departed: HashMap::new(),
             users: HashMap::new(),
             retired: HashMap::new(),
@@ -190,7 +111,7 @@ impl Index {
                 .themes
                 .want(&self.hub, &key.namespace, name, Duration::from_secs(1));
         }
-        let old = self.routes.insert(key.clone(), Arc::clone(&target));
+        let old = self.directory.insert_target(&target);
         let ack = self.server.serve(old.as_ref(), Arc::clone(&target));
         self.directory.acknowledge(ack);
         for (_, pool) in old.iter().flat_map(|old| &old.pools) {
@@ -206,7 +127,10 @@ impl Index {
         let rollout = spec.rollout.as_ref()?;
         let attempt = self.directory.attempt(key, &rollout.attempt);
         let mut wrong = Vec::new();
-        let plan = Plan::of(rollout, pools, attempt, &mut wrong);
+        let plan = Plan::of(rollout, pools, attempt.clone(), &mut wrong);
+        if let Some(attempt) = attempt.filter(|attempt| self.directory.is_broken(attempt)) {
+            self.hub.told_broken(&attempt);
+        }
         for why in wrong {
             tracing::warn!(route = %key, why, "a part of the Route's rollout cannot be followed and is left out");
         }
@@ -223,8 +147,8 @@ impl Index {
     pub(crate) fn depart(&mut self, key: &RouteKey) {
         if self.is_published(key) {
             self.departed.entry(key.clone()).or_insert_with(Instant::now);
-            if let Some(route) = self.routes.get(key) {
-                self.server.leave(route);
+            if let Some(target) = self.directory.target(key) {
+                self.server.leave(&target);
             }
         } else {
             self.delete_route(key);
@@ -233,7 +157,8 @@ impl Index {
 
     /// Whether a Route's pods are published still.
     fn is_published(&self, key: &RouteKey) -> bool {
-        let mut pools = self.routes.get(key).into_iter().flat_map(|route| &route.pools);
+        let target = self.directory.target(key);
+        let mut pools = target.iter().flat_map(|target| &target.pools);
         pools.any(|(_, pool)| self.by_pool.contains_key(&pool.key))
     }
 
@@ -253,11 +178,10 @@ impl Index {
     /// A Route has gone.
     pub(crate) fn delete_route(&mut self, key: &RouteKey) {
         self.departed.remove(key);
-        let Some(old) = self.routes.remove(key) else {
+        let Some(old) = self.directory.remove_target(key) else {
             return;
         };
         self.server.forget(&old);
-        self.directory.attempts.write().remove(key);
         for (_, pool) in &old.pools {
             self.leave_pool(&pool.key, key);
         }
@@ -294,10 +218,7 @@ impl Index {
             .unwrap_or_else(|| Pool::new(key.clone(), Arc::clone(&self.hub)));
         pool.configure(settings);
         if !is_known {
-            self.directory
-                .pools
-                .write()
-                .insert(key.clone(), Arc::clone(&pool));
+            self.directory.insert_pool(&pool);
             self.publish(&key);
         }
         pool
@@ -312,7 +233,7 @@ impl Index {
             return;
         }
         self.users.remove(key);
-        if let Some(pool) = self.directory.pools.write().remove(key) {
+        if let Some(pool) = self.directory.remove_pool(key) {
             pool.publish(BTreeMap::new());
             if self.retired.len() < KEPT_POOLS {
                 self.retired.insert(key.clone(), pool);
@@ -516,17 +437,13 @@ impl Index {
                 self.apply_route(&route);
             }
             Ok(Event::InitDone) => {
-                let gone: Vec<_> = self
-                    .routes
-                    .keys()
-                    .filter(|key| !listed.contains(*key))
-                    .cloned()
-                    .collect();
-                for key in &gone {
-                    self.depart(key);
+                for target in self.directory.targets() {
+                    if !listed.contains(&target.key) {
+                        self.depart(&target.key);
+                    }
                 }
                 *listed = HashSet::new();
-                self.directory.is_synced[0].store(true, Ordering::Release);
+                self.directory.routes_are_synced();
             }
             Err(error) => self.watch_failed("Route", &error),
         }
@@ -560,7 +477,7 @@ impl Index {
                     self.delete_slice(namespace, name);
                 }
                 *listed = HashSet::new();
-                self.directory.is_synced[1].store(true, Ordering::Release);
+                self.directory.slices_are_synced();
             }
             Err(error) => self.watch_failed("EndpointSlice", &error),
         }

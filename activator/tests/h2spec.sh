@@ -4,8 +4,8 @@
 #   go install github.com/summerwind/h2spec/cmd/h2spec@latest
 #   activator/tests/h2spec.sh [H2SPEC]
 #
-# PROFILE=release takes a release build. Skips with a reason when there is no h2spec. EXCEPTIONS below is the whole list of cases that may fail, each with why;
-# any other failure fails the script, and so does an exception that passes.
+# PROFILE=release takes a release build. Skips with a reason when there is no h2spec. EXCEPTIONS below is the whole list of
+# cases that may fail, each with why; any other failure fails the script, and so does an exception that passes.
 set -eu
 
 H2SPEC=${1:-h2spec}
@@ -22,9 +22,7 @@ fi
 command -v python3 >/dev/null || { echo "skipped: no python3, which plays the pod"; exit 0; }
 
 cd "$(dirname "$0")/../.."
-profile=${PROFILE:-debug}
-cargo build --quiet -p dormouse-activator --example held $([ "$profile" = debug ] || echo --release)
-target=${CARGO_TARGET_DIR:-target}
+binaries=$(PYTHONPATH=loadtest python3 -c 'import sys; from harness import fed; print(fed.build(sys.argv[1]))' "${PROFILE:-debug}")
 work=$(mktemp -d)
 pod= activator=
 trap 'kill $pod $activator 2>/dev/null || true; rm -rf "$work"' EXIT
@@ -63,7 +61,7 @@ Server((host, int(port)), Pod).serve_forever()
 PY
 pod=$!
 mkfifo "$work/in"
-"$target/$profile/examples/held" serve 1 "$PORT" "$POD" <"$work/in" >"$work/out" 2>&1 &
+"$binaries/examples/held" serve 1 "$PORT" "$POD" <"$work/in" >"$work/out" 2>&1 &
 activator=$!
 exec 3>"$work/in"
 tries=0

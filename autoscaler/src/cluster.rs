@@ -5,7 +5,7 @@
 
 mod events;
 mod objects;
-mod ownership;
+pub(crate) mod ownership;
 mod rollouts;
 
 use std::future::Future;
@@ -24,14 +24,14 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::core::Status;
 use kube::core::request::Error as RequestError;
 use kube::{Api, Client, Resource};
 use prometheus::{IntCounterVec, Opts, Registry};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
-use crate::lease::Leadership;
+use crate::lease::Term;
 use crate::state::RouteKey;
 use crate::watch::slim::{Labels, ServiceFacts};
 
@@ -63,23 +63,52 @@ pub(crate) enum Error {
     Failed(&'static str, #[source] Box<kube::Error>),
 }
 
+impl Error {
+    /// What the API server has against it, in its words. `None`: it was not asked, has not answered, or may say otherwise soon.
+    pub(crate) fn refusal(&self) -> Option<&str> {
+        let status = self.status()?;
+        let is_final = matches!(status.code, 400..=499) && status.code != 429;
+        is_final.then_some(status.message.as_str())
+    }
+
+    /// Whether a permission is missing.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 403)
+    }
+
+    /// Whether a write may have happened although it failed: there was no answer, or none about the write.
+    pub(crate) fn may_have_happened(&self) -> bool {
+        match self {
+            Self::Timeout(_) => true,
+            Self::Failed(..) => self.status().is_none_or(|status| status.code >= 500),
+            Self::NotLeader(_) | Self::Conflict(..) | Self::Gone(_) => false,
+        }
+    }
+
+    /// What the API server has answered.
+    fn status(&self) -> Option<&Status> {
+        match self {
+            Self::Failed(_, error) => match error.as_ref() {
+                kube::Error::Api(status) => Some(status),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
 /// The cluster, for writing.
 #[derive(Clone)]
 pub(crate) struct Cluster {
     client: Client,
-    leading: watch::Receiver<Leadership>,
+    term: Term,
     writes: IntCounterVec,
     events: events::Sender,
 }
 
 impl Cluster {
-    /// A writer that writes while `leading` says so, and the task that writes its Events.
-    pub(crate) fn new(
-        client: Client,
-        leading: watch::Receiver<Leadership>,
-        name: &str,
-        registry: &Registry,
-    ) -> (Self, EventWriter) {
+    /// A writer that writes as long as `term` lasts, and the task that writes its Events.
+    pub(crate) fn new(client: Client, term: Term, name: &str, registry: &Registry) -> (Self, EventWriter) {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let counters = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid metric name");
             // A second cluster on one registry (tests) counts by itself.
@@ -93,14 +122,14 @@ impl Cluster {
         );
         let dropped = counters(
             "autoscaler_cluster_events_total",
-            "Kubernetes Events by how they ended: written, repeated, dropped, failed.",
+            "Kubernetes Events by how they ended: written, repeated, dropped, failed; and tries that were not the first.",
             &["result"],
         );
-        let (events, writer) = events::channel(client.clone(), leading.clone(), name, dropped);
+        let (events, writer) = events::channel(client.clone(), term.clone(), name, dropped);
         (
             Self {
                 client,
-                leading,
+                term,
                 writes,
                 events,
             },
@@ -110,7 +139,7 @@ impl Cluster {
 
     /// Whether this process may write.
     pub(crate) fn leads(&self) -> bool {
-        self.leading.borrow().leader
+        self.term.lasts()
     }
 
     /// Tells users something. Never waits: when too many are waiting, this one is dropped and counted.
@@ -136,19 +165,35 @@ impl Cluster {
 
     /// Gives up owning the replicas of a workload, where we do: nobody's later apply may fail because of us.
     pub(crate) async fn disown_replicas(&self, namespace: &str, workload: &Workload) -> Result<(), Error> {
+        self.disown_fields(namespace, workload, SCALE_MANAGER, &[ownership::REPLICAS])
+            .await
+    }
+
+    /// Gives up owning what we have changed of a user's Deployment for its rollout.
+    pub(crate) async fn disown_spec(&self, namespace: &str, workload: &Workload) -> Result<(), Error> {
+        self.disown_fields(namespace, workload, AUTOSCALER_MANAGER, &ownership::ROLLED_OUT)
+            .await
+    }
+
+    async fn disown_fields(
+        &self,
+        namespace: &str,
+        workload: &Workload,
+        manager: &str,
+        fields: &[&str],
+    ) -> Result<(), Error> {
         let one = ListParams::default().fields(&format!("metadata.name={}", workload.name));
         // Listing is granted for the watch; so is no `get`.
         let found = match workload.kind {
             WorkloadKind::Deployment => self.metadata::<Deployment>(namespace, &one).await,
             WorkloadKind::StatefulSet => self.metadata::<StatefulSet>(namespace, &one).await,
         };
-        let Some(body) = found?
-            .and_then(|metadata| ownership::disown(&metadata, Some(SCALE_MANAGER), ownership::REPLICAS))
+        let Some(body) = found?.and_then(|metadata| ownership::disown(&metadata, Some(manager), fields))
         else {
             return Ok(());
         };
         let path = self.path_of(namespace, workload, "");
-        self.patch::<Value>("replicas_disown", &path, AUTOSCALER_MANAGER, JSON, &body)
+        self.patch::<Value>("workload_disown", &path, AUTOSCALER_MANAGER, JSON, &body)
             .await
             .map(drop)
     }
@@ -317,7 +362,7 @@ impl Cluster {
 
     async fn disown(&self, service: &Service, manager: Option<&str>) -> Result<(), Error> {
         let what = "selector_disown";
-        let Some(body) = ownership::disown(&service.metadata, manager, ownership::SELECTOR) else {
+        let Some(body) = ownership::disown(&service.metadata, manager, &[ownership::SELECTOR]) else {
             return Ok(());
         };
         let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
@@ -455,13 +500,22 @@ impl Cluster {
             Err(_) => Err(Error::Timeout(what)),
             Ok(Ok(done)) => Ok(done),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(Error::Gone(what)),
-            // 422: the test or the path of a JSON patch does not hold any more.
-            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 409 | 422) => {
+            Ok(Err(kube::Error::Api(status))) if is_stale(&status) => {
                 Err(Error::Conflict(what, status.message))
             }
             Ok(Err(error)) => Err(failed(what, error)),
         }
     }
+}
+
+/// Whether a refusal says that the object is not as it was thought to be. 422 is also said of a JSON patch whose test or path
+/// does not hold any more; one that says which fields are wrong is about what was written.
+fn is_stale(status: &Status) -> bool {
+    let names_fields = status
+        .details
+        .as_ref()
+        .is_some_and(|details| !details.causes.is_empty());
+    status.code == 409 || (status.code == 422 && !names_fields)
 }
 
 /// JSON merge patch, RFC 7396.

@@ -37,6 +37,8 @@ pub struct Facts {
     pub workloads: Vec<WorkloadFacts>,
     /// Other opted-in Services on the same workload, by name, with their settings.
     pub sharers: Vec<(String, Settings)>,
+    /// For which other Service the workload is rolled out, and by which Rollout.
+    pub rolled_out: Option<(String, String)>,
     /// Names of Services on the same workload that are not opted in.
     pub bystanders: Vec<String>,
     /// The HorizontalPodAutoscalers of the workload.
@@ -96,6 +98,14 @@ impl Finding {
             message: message.into(),
         }
     }
+}
+
+/// Whether this version can carry out a Rollout.
+///
+/// # Errors
+/// The first field that it cannot, its value and what is allowed.
+pub fn rollout(spec: &crds::RolloutSpec) -> Result<(), String> {
+    crate::rollout::check(spec)
 }
 
 /// All findings on a Service, the gravest first.
@@ -179,6 +189,13 @@ fn workload_refusals(facts: &Facts) -> Vec<Finding> {
         found.push(Finding::refusal(
             reason::WORKLOAD_SHARED,
             format!("{name} is also behind the opted-in Service {others}, which is configured differently; give both the same dormouse.dev annotations."),
+        ));
+    }
+    if let Some((service, rollout)) = &facts.rolled_out {
+        let own = &facts.service.name;
+        found.push(Finding::refusal(
+            reason::ROLLED_OUT,
+            format!("{name} is rolled out by the Rollout {rollout} for Service {service}, so Service {own} cannot be captured too: it leads to the ready pods of all revisions, of which one is kept for it; send its clients to Service {service}, or remove its annotation."),
         ));
     }
     if let Some(object) = facts.hpas.iter().find_map(|hpa| hpa.scaled_object.as_ref()) {

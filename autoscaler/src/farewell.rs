@@ -4,6 +4,8 @@
 //! them for some seconds more, so the shipped ServiceAccount, roles and bindings carry a finalizer: their deletion waits for
 //! this. Rejected: a finalizer on Routes, which would hold up the deletion of users' own namespaces when we are gone.
 
+mod together;
+
 use std::time::Duration;
 
 use crds::names::{AUTOSCALER_MANAGER, LEASE, RELEASE_FINALIZER};
@@ -16,6 +18,9 @@ use kube::core::request::Error as RequestError;
 use kube::{Api, Client, Resource as _};
 use serde_json::{Value, json};
 use tokio::time::timeout;
+
+use together::Gate;
+pub use together::{HeldBody, hold};
 
 /// Longest time for all of it.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -30,7 +35,7 @@ pub(crate) async fn let_go(client: &Client, namespace: &str, name: &str) {
         Ok(Err(error)) => tracing::warn!(%error, "the Lease is not deleted"),
         Err(_) => tracing::warn!("the Lease is not deleted: no answer in time"),
     }
-    // All at once: each of them is needed for changing the others, and a request that is under way is authorized already.
+    // Each of them is needed for changing the others: all are authorized, and then carried out.
     let inside = Some(namespace);
     let all = [
         Role::url_path(&(), inside),
@@ -39,7 +44,9 @@ pub(crate) async fn let_go(client: &Client, namespace: &str, name: &str) {
         ClusterRole::url_path(&(), None),
         ClusterRoleBinding::url_path(&(), None),
     ]
-    .map(|base| free(client, format!("{base}/{name}")));
+    .map(|base| format!("{base}/{name}"));
+    let gate = Gate::new(all.len());
+    let all = all.into_iter().map(|path| free(client, path, &gate));
     match timeout(LIMIT, join_all(all)).await {
         Ok(results) => results.into_iter().filter_map(Result::err).for_each(|error| {
             tracing::warn!(%error, "a permission keeps its finalizer {RELEASE_FINALIZER}");
@@ -51,17 +58,20 @@ pub(crate) async fn let_go(client: &Client, namespace: &str, name: &str) {
 }
 
 /// Takes our finalizer off an object. Ours alone: the test fails when another one stands first.
-async fn free(client: &Client, path: String) -> Result<(), kube::Error> {
+async fn free(client: &Client, path: String, gate: &Gate) -> Result<(), kube::Error> {
     // No read first: that would need one more permission. Merging `null` would take other people's finalizers as well.
     let body = json!([
         { "op": "test", "path": "/metadata/finalizers/0", "value": RELEASE_FINALIZER },
         { "op": "remove", "path": "/metadata/finalizers/0" },
     ]);
-    let request = http::Request::patch(format!("{path}?fieldManager={AUTOSCALER_MANAGER}"))
+    let mut request = http::Request::patch(format!("{path}?fieldManager={AUTOSCALER_MANAGER}"))
         .header(http::header::CONTENT_TYPE, "application/json-patch+json")
         .body(body.to_string().into_bytes())
         .map_err(|error| kube::Error::BuildRequest(RequestError::BuildRequest(error)))?;
-    match client.request::<Value>(request).await {
+    let head = gate.keep(&mut request);
+    let answer = client.request::<Value>(request).await;
+    head.answered();
+    match answer {
         Ok(_) => Ok(()),
         // 422: it carries no finalizer, or another one first.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => Ok(()),

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use crds::report::{Directive, Peer, PoolKey, ProbeOrder, ProbeResult, Report, RouteAck};
+use crds::report::{BrokenAttempt, Directive, Peer, PoolKey, ProbeOrder, ProbeResult, Report, RouteAck};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -135,6 +135,8 @@ struct State {
     streams: BTreeMap<Endpoint, Stream>,
     membership: Membership,
     waking: Waking,
+    /// The attempts whose candidate is out; at most one for each Rollout.
+    broken: BTreeMap<RouteKey, String>,
     probes: HashMap<u64, (Endpoint, oneshot::Sender<ProbeResult>)>,
     last_prober: usize,
 }
@@ -147,7 +149,7 @@ struct Stream {
     foreign: u32,
     /// Requests held and in flight, of pools that have any.
     busy: HashMap<PoolKey, u32>,
-    orders: mpsc::Sender<ProbeOrder>,
+    orders: mpsc::Sender<probe::Ordered>,
 }
 
 impl Fleet {
@@ -285,6 +287,25 @@ impl Fleet {
         }
     }
 
+    /// Says in every directive, from now on, that the candidate of this attempt is out; `None`: no longer.
+    pub(crate) fn take_out(&self, route: &RouteKey, attempt: Option<&str>) {
+        let mut state = self.state.lock();
+        let changed = match attempt {
+            None => {
+                state.broken.remove(route);
+                false
+            }
+            Some(attempt) => {
+                let old = state.broken.insert(route.clone(), attempt.to_owned());
+                old.as_deref() != Some(attempt)
+            }
+        };
+        drop(state);
+        if changed {
+            self.directives.send_modify(|count| *count += 1);
+        }
+    }
+
     /// What is known of the streams, for the dump of the admin port.
     pub(crate) fn dump(&self) -> serde_json::Value {
         let state = self.state.lock();
@@ -334,6 +355,7 @@ impl Fleet {
         }
         state.leadership = leadership;
         state.waking.clear();
+        state.broken.clear();
         state.membership = Membership::new(leadership.epoch_base);
         self.update_membership(&mut state);
         drop(state);
@@ -344,7 +366,7 @@ impl Fleet {
     fn line(
         &self,
         endpoint: &Endpoint,
-        orders: &mpsc::Sender<ProbeOrder>,
+        orders: &mpsc::Sender<probe::Ordered>,
         mut report: Box<Report>,
         read_at: Instant,
         sink: &Sink,
@@ -468,8 +490,17 @@ impl Fleet {
             settled: state.membership.settled(),
             waking,
             probes,
+            broken: state.broken.iter().map(broken).collect(),
         };
         (directive, told)
+    }
+}
+
+fn broken((route, attempt): (&RouteKey, &String)) -> BrokenAttempt {
+    BrokenAttempt {
+        namespace: route.namespace.clone(),
+        route: route.name.clone(),
+        attempt: attempt.clone(),
     }
 }
 

@@ -3,11 +3,12 @@
 //! Transitions: `Standby => Leader` when the Lease is free, released, or has not changed for its duration as measured by
 //! our own clock from when we saw the last change (clocks of two machines are never compared); `Leader => Standby` when
 //! somebody else holds it, or when no renewal has succeeded for four fifths of the duration, so that we stop before
-//! anybody may start. Every write carries the resourceVersion it was decided on. At exit the Lease is released, and the
-//! other autoscaler takes it at its next look.
+//! anybody may start. Writers ask the clock too ([`Term`]). Every write carries the resourceVersion it was decided on. At exit
+//! the Lease is released, and the other autoscaler takes it at its next look.
 //!
 //! The Lease also carries `dormouse uninstall`'s request to give every Service back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crds::names::{AUTOSCALER_MANAGER, LEASE, RELEASE_ALL_ANNOTATION};
@@ -15,6 +16,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, ObjectMeta, PostParams};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,36 @@ pub(crate) struct Leadership {
     pub(crate) epoch_base: u64,
 }
 
+/// Until when this process may write. It ends by the clock: a process that was stopped for a while, or whose tasks wait for a
+/// processor, is told by nobody that its time is over.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Term(Arc<Mutex<Option<Instant>>>);
+
+impl Term {
+    /// Whether it may still write.
+    pub(crate) fn lasts(&self) -> bool {
+        self.left().is_some_and(|left| !left.is_zero())
+    }
+
+    /// How long it may still write: nothing while it does not lead, and zero when a renewal is overdue.
+    fn left(&self) -> Option<Duration> {
+        let end = *self.0.lock();
+        Some(end?.saturating_duration_since(Instant::now()))
+    }
+
+    /// One that does not end.
+    #[cfg(test)]
+    pub(crate) fn endless() -> Self {
+        let term = Self::default();
+        term.set(Some(Instant::now() + Duration::from_secs(86_400 * 365)));
+        term
+    }
+
+    fn set(&self, end: Option<Instant>) {
+        *self.0.lock() = end;
+    }
+}
+
 /// Takes, renews and releases the Lease.
 pub(crate) struct Elector {
     api: Api<Lease>,
@@ -38,11 +70,10 @@ pub(crate) struct Elector {
     identity: String,
     duration: Duration,
     leading: watch::Sender<Leadership>,
+    term: Term,
     release_all: watch::Sender<bool>,
     /// The Lease as last seen, and since when it has looked like that.
     seen: Option<(Lease, Instant)>,
-    /// While leading: when the request of the last successful renewal was sent.
-    renewed: Option<Instant>,
     /// Highest transitions ever seen: a Lease deleted and made anew must not count from the beginning.
     transitions: i32,
 }
@@ -55,9 +86,9 @@ impl Elector {
             identity: format!("{name}_{:08x}", fastrand::u32(..)),
             duration,
             leading: watch::Sender::new(Leadership::default()),
+            term: Term::default(),
             release_all: watch::Sender::new(false),
             seen: None,
-            renewed: None,
             transitions: -1,
         }
     }
@@ -65,6 +96,11 @@ impl Elector {
     /// Whether this process leads.
     pub(crate) fn leading(&self) -> watch::Receiver<Leadership> {
         self.leading.subscribe()
+    }
+
+    /// Until when this process may write.
+    pub(crate) fn term(&self) -> Term {
+        self.term.clone()
     }
 
     /// Whether every Service is asked to be given back.
@@ -82,13 +118,13 @@ impl Elector {
                 done = round => done,
             };
             if let Err(error) = result {
-                tracing::warn!(%error, leading = self.renewed.is_some(), "lease");
+                tracing::warn!(%error, leading = self.leads(), "lease");
             }
             self.give_up_if_late();
             tokio::select! {
                 () = stop.cancelled() => break,
                 // A standby looks twice as often, to take over a released Lease at once.
-                () = tokio::time::sleep(if self.renewed.is_some() { period } else { period / 2 }.min(patience)) => {}
+                () = tokio::time::sleep(if self.leads() { period } else { period / 2 }.min(patience)) => {}
             }
         }
         self.release().await;
@@ -98,6 +134,7 @@ impl Elector {
     /// until the next look.
     async fn round(&mut self) -> (Result<(), Error>, Duration) {
         let limit = self
+            .term
             .left()
             .unwrap_or(self.duration)
             .min(self.duration * 2 / 5)
@@ -117,7 +154,7 @@ impl Elector {
 
     async fn attempt(&mut self) -> Result<(), Error> {
         let started = Instant::now();
-        if self.renewed.is_none() || self.seen.is_none() {
+        if !self.leads() || self.seen.is_none() {
             match self.api.get_opt(LEASE).await.map_err(Error::Read)? {
                 None => return self.create(started).await,
                 Some(lease) => self.look(lease),
@@ -145,7 +182,7 @@ impl Elector {
         let old = lease.spec.take().unwrap_or_default();
         // Who has stopped leading begins a new term, also under its own name: activators obey no epoch below the highest
         // that they know, and the epochs of a term count from its beginning.
-        let renews = ours && self.renewed.is_some();
+        let renews = ours && self.leads();
         let transitions = if renews {
             old.lease_transitions.unwrap_or(0)
         } else {
@@ -252,7 +289,8 @@ impl Elector {
     }
 
     fn lead(&mut self, transitions: i32, started: Instant) {
-        self.renewed = Some(started);
+        // From when the request was sent, and a fifth early: nobody else may start before we have stopped.
+        self.term.set(Some(started + self.duration * 4 / 5));
         let epoch_base = u64::try_from(transitions).unwrap_or(0) << 32;
         let now = Leadership {
             leader: true,
@@ -267,7 +305,7 @@ impl Elector {
     }
 
     fn follow(&mut self) {
-        self.renewed = None;
+        self.term.set(None);
         if self.leading.send_if_modified(|old| std::mem::take(old).leader) {
             tracing::warn!(identity = self.identity, "no longer leading");
         }
@@ -279,13 +317,13 @@ impl Elector {
         }
     }
 
-    /// While leading: how long until leadership must be given up for want of a renewal.
-    fn left(&self) -> Option<Duration> {
-        Some((self.duration * 4 / 5).saturating_sub(self.renewed?.elapsed()))
+    /// Whether it has a term, over or not.
+    fn leads(&self) -> bool {
+        self.term.left().is_some()
     }
 
     fn give_up_if_late(&mut self) {
-        if self.left() == Some(Duration::ZERO) {
+        if self.term.left() == Some(Duration::ZERO) {
             self.follow();
         }
     }
@@ -296,6 +334,7 @@ impl Elector {
             return;
         }
         self.leading.send_replace(Leadership::default());
+        self.term.set(None);
         let Some((mut lease, _)) = self.seen.take() else {
             return;
         };

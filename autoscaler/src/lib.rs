@@ -54,6 +54,7 @@ use crate::metrics::Metrics;
 use crate::path::Capture;
 use crate::rollout::Rollouts;
 use crate::rollout::counts::Counts;
+use crate::rollout::outside::Outside;
 use crate::scale::Scaler;
 use crate::shutdown::Phases;
 use crate::state::{Divisions, Registry};
@@ -61,6 +62,7 @@ use crate::status::Publisher;
 use crate::watch::{Index, Scope};
 
 pub use config::Args;
+pub use farewell::{HeldBody, hold};
 
 /// Reads (`None`) or changes the log filter; returns the filter now in force, or what is wrong with the given one.
 pub type SetLog = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
@@ -139,8 +141,7 @@ impl App {
         let index = Index::new(&args.namespace);
         let fleet = Fleet::new(&args.name, Arc::clone(&metrics));
         let registry = Registry::new();
-        let (cluster, events) =
-            Cluster::new(client.clone(), elector.leading(), &args.name, metrics.registry());
+        let (cluster, events) = Cluster::new(client.clone(), elector.term(), &args.name, metrics.registry());
         let cluster = Arc::new(cluster);
         let clock = Clock::new();
         let release_all = cell::Sender::new(false);
@@ -179,6 +180,7 @@ impl App {
             Arc::clone(&counts),
             Arc::new(move |pool: &PoolKey| traffic.traffic(pool)),
             release_all.subscribe(),
+            Outside::new(metrics.registry()),
         );
         Self {
             client,

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crds::Settings;
 use crds::report::PoolKey;
+use crds::{Route, Settings};
 use dormouse_core::Time;
 use dormouse_core::capture::{self, Stage, State, Waits};
 use dormouse_core::ports::{Held, Ports};
@@ -29,10 +29,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Error};
 use crate::ingest::{Ack, Fleet, Live, Probe};
 use crate::state::{Dirty, Divisions, Registry, RouteKey};
 use crate::watch::Index;
+use crate::watch::slice::Role;
 
 /// Services that are looked at side by side: most of a look is waiting for the API server.
 const AT_ONCE: usize = 64;
@@ -63,6 +64,8 @@ pub(crate) trait Activators: Send + Sync + 'static {
     fn acked(&self) -> Arc<Dirty<RouteKey>>;
     /// Counts changes of [`Activators::live`].
     fn changes(&self) -> watch::Receiver<u64>;
+    /// Tells all activators that the candidate of a Route's attempt is out; `None`: nobody needs to know any more.
+    fn take_out(&self, route: &RouteKey, attempt: Option<&str>);
 }
 
 impl Activators for Fleet {
@@ -80,6 +83,9 @@ impl Activators for Fleet {
     }
     fn changes(&self) -> watch::Receiver<u64> {
         Fleet::changes(self)
+    }
+    fn take_out(&self, route: &RouteKey, attempt: Option<&str>) {
+        Fleet::take_out(self, route, attempt);
     }
 }
 
@@ -291,8 +297,7 @@ impl<A: Activators> Capture<A> {
                     }
                     _ => tracing::warn!(route = %key, %error, again_in = ?wait, "capture"),
                 }
-                let at = Instant::now() + wait;
-                wake = Some(wake.map_or(at, |other| other.min(at)));
+                wake = Some(after_failure(wake, wait, Instant::now()));
             }
         }
         // The last of it is gone with this look: nothing would mark this Service again.
@@ -305,23 +310,55 @@ impl<A: Activators> Capture<A> {
         (Some(unit), wake)
     }
 
-    /// The Service is gone: garbage collection takes what it owned, and the scale side wakes its workload.
+    /// The Service is gone, or going: garbage collection takes what it owned, and the scale side wakes its workload.
     async fn gone(self: &Arc<Self>, key: &RouteKey, unit: Unit) -> (Option<Unit>, Option<Instant>) {
         self.registry.set(key, None);
-        let Some(route) = self.index.route(key) else {
+        let route = self.index.route(key);
+        if let Err(error) = self.take_orphans(key, &unit, route.as_deref()).await {
+            tracing::warn!(route = %key, %error, "removing what a Service that is gone has left");
+            return (Some(unit), Some(Instant::now() + AGAIN.1));
+        }
+        if route.is_none() && self.index.service(key).is_none() {
             self.free_ports(key, &[]);
             return (None, None);
-        };
-        // Deleted with its dependents orphaned, the Route would stand for ever.
-        let uid = route.metadata.uid.clone().unwrap_or_default();
-        match self.cluster.delete_route(key, &uid).await {
-            Ok(()) => (Some(unit), None),
-            Err(error) => {
-                tracing::warn!(route = %key, %error, "removing the Route of a Service that is gone");
-                (Some(unit), Some(Instant::now() + AGAIN.1))
+        }
+        (Some(unit), None)
+    }
+
+    /// Deleted with its dependents orphaned, a Service would leave them for ever.
+    async fn take_orphans(&self, key: &RouteKey, unit: &Unit, route: Option<&Route>) -> Result<(), Error> {
+        for slice in self.index.slices_of(key) {
+            if slice.role == Role::Ours && slice.owner.is_none() {
+                self.cluster.delete_slice(&slice.namespace, &slice.name).await?;
             }
         }
+        let pools = unit.route.iter().flat_map(|route| &route.spec.pools);
+        for pool in pools.map(|pool| PoolKey {
+            namespace: key.namespace.clone(),
+            pool: pool.name.clone(),
+        }) {
+            let private = self.index.private_service(&pool);
+            if private.is_some_and(|private| private.owners.is_empty()) {
+                self.cluster
+                    .delete_private_service(&pool.namespace, &pool.pool)
+                    .await?;
+            }
+        }
+        let uid = route.and_then(|route| route.metadata.uid.as_deref());
+        match uid {
+            Some(uid) => self.cluster.delete_route(key, uid).await,
+            None => Ok(()),
+        }
     }
+}
+
+/// When to look again after a write that failed. What was due by now was due for this look: it waits as long as the rest,
+/// or a write that goes on failing would be tried without a pause.
+fn after_failure(planned: Option<Instant>, wait: Duration, now: Instant) -> Instant {
+    let at = now + wait;
+    planned
+        .filter(|planned| *planned > now)
+        .map_or(at, |planned| planned.min(at))
 }
 
 #[cfg(test)]

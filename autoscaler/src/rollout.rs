@@ -12,15 +12,31 @@
 //! The Route is not written here. A [`Division`](crate::state::Division) says how the traffic is divided, and capture,
 //! which has the only pen for Routes, writes it.
 
+mod alert;
+mod claims;
+mod config;
+mod configs;
+mod conflicts;
 pub(crate) mod counts;
 mod facts;
+mod inquiry;
 mod look;
+mod measure;
 mod objects;
+pub(crate) mod outside;
+mod outward;
 mod perform;
 mod plan;
+mod prometheus;
+mod question;
 mod revision;
+mod see;
+mod standing;
 mod status;
 mod watched;
+mod web;
+mod webhook;
+mod window;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -43,6 +59,7 @@ use crate::state::{Divisions, Registry, RouteKey};
 use crate::watch::Index;
 use counts::Counts;
 use look::Unit;
+use outside::Outside;
 use watched::Objects;
 
 /// How often a Rollout with a candidate is looked at, when nothing is heard before: a weight is taken back within a second
@@ -53,8 +70,35 @@ const RESTING: Duration = Duration::from_secs(1);
 /// News that come together are one look.
 const COALESCE: Duration = Duration::from_millis(20);
 
-/// The traffic of a pool now: requests held and in flight, and pods that an activator sees answering.
-pub(crate) type Traffic = Arc<dyn Fn(&PoolKey) -> (u32, u32) + Send + Sync>;
+/// Whether a spec can be carried out.
+pub(crate) fn check(spec: &crds::RolloutSpec) -> Result<(), String> {
+    plan::read(spec).map(drop)
+}
+
+/// What a condition says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Said {
+    kind: &'static str,
+    holds: bool,
+    reason: &'static str,
+    message: String,
+}
+
+/// The traffic of a pool.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flow {
+    /// Requests held and in flight now.
+    pub(crate) load: u32,
+    /// Pods that an activator sees answering.
+    pub(crate) ready: u32,
+    /// It would have no pods but for what its rollout says of it.
+    pub(crate) rests: bool,
+    /// When a request that counts was last seen.
+    pub(crate) last_request: Option<Instant>,
+}
+
+/// Tells the traffic of a pool.
+pub(crate) type Traffic = Arc<dyn Fn(&PoolKey) -> Flow + Send + Sync>;
 
 /// Lets revisions in and takes them out.
 pub(crate) struct Rollouts<A> {
@@ -68,6 +112,7 @@ pub(crate) struct Rollouts<A> {
     traffic: Traffic,
     release_all: watch::Receiver<bool>,
     objects: Objects,
+    outside: Arc<Outside>,
 }
 
 impl<A: Activators> Rollouts<A> {
@@ -86,6 +131,7 @@ impl<A: Activators> Rollouts<A> {
         counts: Arc<Counts>,
         traffic: Traffic,
         release_all: watch::Receiver<bool>,
+        outside: Arc<Outside>,
     ) -> Arc<Self> {
         Arc::new(Self {
             clock,
@@ -98,6 +144,7 @@ impl<A: Activators> Rollouts<A> {
             traffic,
             release_all,
             objects: Objects::new(),
+            outside,
         })
     }
 
@@ -130,12 +177,14 @@ impl<A: Activators> Rollouts<A> {
                 }
                 self.lead(&mut leading, &stop).await;
                 self.divisions.set_known(false);
+                self.divisions.forget_claims();
                 for key in self.objects.services() {
                     self.divisions.set(&key, None);
                 }
             }
         };
         tokio::join!(watches, lead);
+        self.outside.end().await;
     }
 
     /// One term as leader, from an empty memory.
@@ -206,7 +255,8 @@ impl<A: Activators> Rollouts<A> {
             live.mark_unchanged();
             counted.mark_unchanged();
             let again = self.look(key, &mut unit).await;
-            if let Some(seen) = seen.take() {
+            // Until one look has come to its end, a Service without a division only seems to have none.
+            if let Some(seen) = seen.take_if(|_| unit.has_looked || again.is_none()) {
                 let _ = seen.send(key.clone());
             }
             let Some(again) = again else { return };
@@ -225,7 +275,11 @@ impl<A: Activators> Rollouts<A> {
     /// Makes the Rollouts that annotations ask for, and deletes those that none asks for any more.
     async fn annotated(&self) {
         let by_service: BTreeMap<RouteKey, _> = self.objects.by_service();
-        for (key, entry) in self.registry.all() {
+        // Few of all Services: the others cost a look and no copy.
+        let concerned = self
+            .registry
+            .those(|key, entry| entry.settings.rollout.is_some() || by_service.contains_key(key));
+        for (key, entry) in concerned {
             let wish = entry.settings.rollout.as_deref();
             let wish = wish.filter(|wish| ["canary", "blue-green"].contains(wish) && entry.settings.enabled);
             let there = by_service.get(&key);

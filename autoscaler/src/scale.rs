@@ -39,6 +39,7 @@ use crate::ingest::{Event, Fleet, Sink};
 use crate::lease::Leadership;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::rollout::Flow;
 use crate::state::{Dirty, Registry, RouteKey};
 use crate::watch::Index;
 use together::Together;
@@ -123,10 +124,16 @@ impl Scaler {
         Arc::new(move |event| this.bring(event))
     }
 
-    /// Requests of a pool that are held and in flight, and its pods that an activator sees answering.
-    pub(crate) fn traffic(&self, pool: &PoolKey) -> (u32, u32) {
-        let traffic = self.state.lock().ledger.traffic(pool, Instant::now());
-        (traffic.held.saturating_add(traffic.in_flight), traffic.ready)
+    /// The traffic of a pool.
+    pub(crate) fn traffic(&self, pool: &PoolKey) -> Flow {
+        let mut state = self.state.lock();
+        let traffic = state.ledger.traffic(pool, Instant::now());
+        Flow {
+            load: traffic.held.saturating_add(traffic.in_flight),
+            ready: traffic.ready,
+            rests: state.units.get(pool).is_some_and(|unit| unit.rests),
+            last_request: traffic.last_request,
+        }
     }
 
     /// Routes whose status may say something else. For one taker.

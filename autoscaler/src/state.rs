@@ -51,10 +51,14 @@ pub(crate) struct Entry {
     pub(crate) pools: Vec<(PoolKey, Workload)>,
     /// Whether the workload may go to zero; the error is the sentence that says why not.
     pub(crate) may_sleep: Result<(), String>,
-    /// Replicas to keep at least, whatever the traffic, and why: before capture and during release.
+    /// Replicas to keep at least, whatever the traffic, and why: during release.
     pub(crate) at_least: Option<(u32, String)>,
+    /// Why every pool keeps the pods that it has: some requests reach them past the activators.
+    pub(crate) holds: Option<String>,
     /// Pods that single pools need at least, and why: a rollout's.
     pub(crate) needs: BTreeMap<PoolKey, (u32, String)>,
+    /// The pool that does not go to zero because its rollout has another one for that, and why.
+    pub(crate) stays: Option<(PoolKey, String)>,
     /// Pools that get no requests now: `min-scale` is not for them.
     pub(crate) idle: BTreeSet<PoolKey>,
     /// `hpa/NAME` when a HorizontalPodAutoscaler scales 1→N and we only 0↔1.
@@ -117,9 +121,14 @@ impl Registry {
 
     /// All entries, cheaply shared.
     pub(crate) fn all(&self) -> Vec<(RouteKey, Arc<Entry>)> {
-        self.entries
-            .read()
-            .iter()
+        self.those(|_, _| true)
+    }
+
+    /// The entries that are meant.
+    pub(crate) fn those(&self, meant: impl Fn(&RouteKey, &Entry) -> bool) -> Vec<(RouteKey, Arc<Entry>)> {
+        let entries = self.entries.read();
+        let those = entries.iter().filter(|(key, entry)| meant(key, entry));
+        those
             .map(|(key, entry)| (key.clone(), Arc::clone(entry)))
             .collect()
     }
@@ -136,8 +145,19 @@ pub(crate) struct Division {
     pub(crate) rollout: Option<RouteRollout>,
     /// Pods that pools need at least, and why.
     pub(crate) needs: BTreeMap<String, (u32, String)>,
+    /// The pool that does not go to zero, and why.
+    pub(crate) stays: Option<(String, String)>,
     /// Pools that get no traffic, and still have to be scaled.
     pub(crate) others: BTreeSet<String>,
+}
+
+/// That a workload is rolled out for a Service: no other Service is captured on it, because its pods come and go.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Claim {
+    /// The user's own workload, in the Service's namespace.
+    pub(crate) target: Workload,
+    /// The Rollout's name.
+    pub(crate) rollout: String,
 }
 
 /// What is known of a Service's division.
@@ -155,6 +175,8 @@ pub(crate) enum Divided {
 #[derive(Debug)]
 pub(crate) struct Divisions {
     state: RwLock<(bool, HashMap<RouteKey, Arc<Division>>)>,
+    /// One for each Rollout at most.
+    claims: RwLock<HashMap<RouteKey, Claim>>,
     dirty: Arc<Dirty<RouteKey>>,
 }
 
@@ -163,8 +185,35 @@ impl Divisions {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             state: RwLock::default(),
+            claims: RwLock::default(),
             dirty: Dirty::new(),
         })
+    }
+
+    /// Says that a workload is rolled out for a Service, or that none is. Returns which was before.
+    pub(crate) fn claim(&self, service: &RouteKey, claim: Option<Claim>) -> Option<Workload> {
+        let mut claims = self.claims.write();
+        let old = match claim {
+            Some(claim) => claims.insert(service.clone(), claim),
+            None => claims.remove(service),
+        };
+        old.map(|old| old.target)
+    }
+
+    /// Another process leads: what it knows of Rollouts is not known here.
+    pub(crate) fn forget_claims(&self) {
+        self.claims.write().clear();
+    }
+
+    /// For which other Service a workload is rolled out, and by which Rollout.
+    pub(crate) fn claimed(&self, service: &RouteKey, workload: &Workload) -> Option<(String, String)> {
+        let claims = self.claims.read();
+        let mut others = claims.iter().filter(|(other, claim)| {
+            *other != service && other.namespace == service.namespace && claim.target == *workload
+        });
+        others
+            .next()
+            .map(|(other, claim)| (other.name.clone(), claim.rollout.clone()))
     }
 
     /// From now on a Service without a division has none.

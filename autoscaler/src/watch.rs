@@ -5,7 +5,7 @@
 //! and three sets of keys say who has to look again: Services for capture, pools for scaling, Routes for status.
 
 mod run;
-mod slice;
+pub(crate) mod slice;
 pub(crate) mod slim;
 mod tables;
 

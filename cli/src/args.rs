@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{doctor, explain, get, hello, logs, order, system, uninstall};
+use crate::{doctor, explain, get, hello, import, logs, order, rollout, system, uninstall};
 
 /// Scale-to-zero for ordinary Kubernetes Services.
 #[derive(Debug, Parser)]
@@ -39,6 +39,10 @@ pub(crate) enum Command {
     Wake(order::Args),
     /// Send a Service to sleep now
     Sleep(order::Args),
+    /// Show rollouts, and tell them what to do: promote, abort, retry, undo, pause, resume, restart
+    Rollout(rollout::Args),
+    /// Turn a Flagger Canary into a Rollout
+    Import(import::Args),
     /// Give every Service back, so that Dormouse can be removed
     Uninstall(uninstall::Args),
     /// Print the custom resource definitions as YAML

@@ -89,6 +89,7 @@ pub(crate) async fn process(cluster: &Cluster) -> Result<Client, Failure> {
         .layer(headers)
         .option_layer(auth)
         .map_err(BoxError::from)
+        .map_request(autoscaler::hold)
         .service(pool);
     Ok(Client::new(service, config.default_namespace))
 }
@@ -217,7 +218,12 @@ async fn answers(path: &Path) -> bool {
 /// A sentence for an error of the API: what was being done, where, what to do.
 pub(crate) fn failed(what: &str, url: &str, error: &kube::Error) -> Failure {
     let fix = match error {
-        kube::Error::Api(status) if status.code == 404 && what.contains("Routes") => {
+        kube::Error::Api(status)
+            if status.code == 404
+                && ["Routes", "Rollouts", "Revisions"]
+                    .iter()
+                    .any(|kind| what.ends_with(kind)) =>
+        {
             ". Are the custom resources installed? `dormouse crds | kubectl apply -f -`"
         }
         kube::Error::Api(status) if status.code == 401 => ". The kubeconfig's credentials are not accepted",

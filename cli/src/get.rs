@@ -1,18 +1,17 @@
 //! `dormouse get`: the Services that Dormouse knows, once or as they change.
 
 use std::collections::HashMap;
-use std::pin::pin;
 
 use clap::ValueEnum;
 use crds::Route;
 use crds::condition;
-use futures::TryStreamExt as _;
 use jiff::Timestamp;
 use kube::api::ListParams;
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
 
 use crate::args::{Data, Scope};
+use crate::changes::{Change, follow};
 use crate::client::{Connected, connect, failed};
 use crate::failure::Failure;
 use crate::output;
@@ -130,56 +129,36 @@ async fn watch(args: &Args, api: Api<Route>, connected: &Connected) -> Result<()
         output::print(&columns.watch_line("TIME", &columns.head()))?;
     }
     let mut seen: HashMap<String, Shown> = HashMap::new();
-    let mut events = pin!(watcher(api, config));
-    loop {
-        let event = match events.try_next().await {
-            Ok(Some(event)) => event,
-            Ok(None) => return Ok(()),
-            // The server is away for a moment: the watcher tries again. From the start on: tell.
-            Err(error) if seen.is_empty() => {
-                return Err(Failure::Api(format!(
-                    "cannot watch Routes at {}: {error}",
-                    connected.url
-                )));
+    follow(api, config, connected, "Routes", |change| match change {
+        Change::Now(route) => {
+            let now = shown(&route);
+            if seen.insert(output::key(&route), now.clone()) == Some(now) {
+                return Ok(());
             }
-            Err(error) => {
-                tracing::warn!(%error, "watch interrupted");
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                continue;
-            }
-        };
-        match event {
-            watcher::Event::Apply(route) | watcher::Event::InitApply(route) => {
-                let now = shown(&route);
-                if seen.insert(key(&route), now.clone()) != Some(now) {
-                    output::print(&change(args.output, columns, route)?)?;
-                }
-            }
-            watcher::Event::Delete(route) => {
-                seen.remove(&key(&route));
-                if matches!(args.output, None | Some(Format::Wide)) {
-                    let line = columns.gone(&route);
-                    output::print(&columns.watch_line(&time(), &line))?;
-                }
-            }
-            watcher::Event::Init | watcher::Event::InitDone => {}
+            output::print(&line(args.output, columns, route)?)
         }
-    }
+        Change::Gone(route) => {
+            seen.remove(&output::key(&route));
+            if !matches!(args.output, None | Some(Format::Wide)) {
+                return Ok(());
+            }
+            output::print(
+                &columns.watch_line(&output::time_of_day(), &output::gone(&route, columns.namespace)),
+            )
+        }
+    })
+    .await
 }
 
-fn change(format: Option<Format>, columns: Columns, mut route: Route) -> Result<String, Failure> {
+fn line(format: Option<Format>, columns: Columns, mut route: Route) -> Result<String, Failure> {
     route.managed_fields_mut().clear();
     match format {
-        Some(Format::Json) => serde_json::to_string(&route)
-            .map(|line| line + "\n")
-            .map_err(|error| Failure::Process(error.into())),
-        Some(Format::Yaml) => Ok(format!("---\n{}", output::yaml(&route)?)),
-        None | Some(Format::Wide) => Ok(columns.watch_line(&time(), &columns.row(&route, Timestamp::now()))),
+        Some(Format::Json) => output::change(&route, Data::Json),
+        Some(Format::Yaml) => output::change(&route, Data::Yaml),
+        None | Some(Format::Wide) => {
+            Ok(columns.watch_line(&output::time_of_day(), &columns.row(&route, Timestamp::now())))
+        }
     }
-}
-
-fn key(route: &Route) -> String {
-    format!("{}/{}", route.namespace().unwrap_or_default(), route.name_any())
 }
 
 fn shown(route: &Route) -> Shown {
@@ -189,11 +168,6 @@ fn shown(route: &Route) -> Shown {
         status.pods,
         status.why,
     )
-}
-
-/// The time of day, here.
-fn time() -> String {
-    jiff::Zoned::now().strftime("%H:%M:%S").to_string()
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -216,13 +190,12 @@ impl Columns {
 
     fn row(self, route: &Route, now: Timestamp) -> Vec<String> {
         let status = route.status.clone().unwrap_or_default();
-        let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
         let mut row = vec![
             route.name_any(),
-            or_dash(status.phase.map(|phase| phase.to_string()).unwrap_or_default()),
-            or_dash(status.pods),
-            or_dash(status.weights),
-            or_dash(status.why),
+            output::or_dash(status.phase.map(|phase| phase.to_string()).unwrap_or_default()),
+            output::or_dash(status.pods),
+            output::or_dash(status.weights),
+            output::or_dash(status.why),
             output::age(status.last_request.as_ref(), now),
             output::age(route.creation_timestamp().as_ref(), now),
         ];
@@ -233,19 +206,10 @@ impl Columns {
             let captured = condition::find(&status.conditions, condition::CAPTURED)
                 .map_or_else(String::new, |condition| condition.reason.clone());
             row.extend([
-                or_dash(captured),
-                or_dash(status.listening.join(",")),
-                or_dash(status.next),
+                output::or_dash(captured),
+                output::or_dash(status.listening.join(",")),
+                output::or_dash(status.next),
             ]);
-        }
-        row
-    }
-
-    /// The line of a Service that is no longer opted in.
-    fn gone(self, route: &Route) -> Vec<String> {
-        let mut row = vec![route.name_any(), "Gone".to_owned()];
-        if self.namespace {
-            row.insert(0, route.namespace().unwrap_or_default());
         }
         row
     }
@@ -256,13 +220,7 @@ impl Columns {
         if self.namespace {
             widths.insert(0, 16);
         }
-        let mut line = format!("{time:<8}");
-        for (cell, width) in cells.iter().zip(widths) {
-            line.push_str(&format!("  {cell:<width$}"));
-        }
-        line.truncate(line.trim_end().len());
-        line.push('\n');
-        line
+        output::watch_line(time, cells, &widths)
     }
 }
 

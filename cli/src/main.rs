@@ -5,11 +5,14 @@
 //! | [`args`] | the commands and their options |
 //! | [`signals`], [`logs`], [`client`] | what every process needs, once |
 //! | [`system`] | runs the activator, the autoscaler and the embedded cluster |
-//! | [`get`], [`explain`], [`doctor`], [`order`], [`uninstall`] | commands that look at a cluster, or ask something of it |
+//! | [`get`], [`explain`], [`doctor`], [`rollout`], [`order`], [`uninstall`] | commands that look at a cluster, or ask something of it |
+//! | [`changes`] | objects as they change |
+//! | [`import`] | other people's manifests as ours |
 //! | [`hello`] | the application of the examples and tests |
 //! | [`output`], [`failure`] | tables, JSON, YAML; how a command ends |
 
 mod args;
+mod changes;
 mod client;
 mod doctor;
 mod duration;
@@ -17,9 +20,11 @@ mod explain;
 mod failure;
 mod get;
 mod hello;
+mod import;
 mod logs;
 mod order;
 mod output;
+mod rollout;
 mod signals;
 mod system;
 mod uninstall;
@@ -70,6 +75,8 @@ async fn run(line: Line) -> Result<(), Failure> {
         Command::Doctor(args) => doctor::run(args).await,
         Command::Wake(args) => order::run(order::Order::Wake, args).await,
         Command::Sleep(args) => order::run(order::Order::Sleep, args).await,
+        Command::Rollout(args) => rollout::run(args).await,
+        Command::Import(args) => import::run(&args),
         Command::Uninstall(args) => uninstall::run(args).await,
         Command::Crds => output::print(&crds_yaml()?),
         Command::Completion(args) => {

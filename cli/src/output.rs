@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 use serde::Serialize;
 
 use crate::args::Data;
@@ -35,12 +36,30 @@ pub(crate) fn data<T: Serialize>(value: &T, format: Data) -> Result<String, Fail
     }
 }
 
+/// `value` as one of many that follow each other: a line of JSON, or a document of YAML.
+///
+/// # Errors
+/// When it cannot be written in that form.
+pub(crate) fn change<T: Serialize>(value: &T, format: Data) -> Result<String, Failure> {
+    match format {
+        Data::Json => serde_json::to_string(value)
+            .map(|line| line + "\n")
+            .map_err(|error| Failure::Process(error.into())),
+        Data::Yaml => Ok(format!("---\n{}", yaml(value)?)),
+    }
+}
+
 /// `value` as YAML.
 ///
 /// # Errors
 /// When it cannot be written in that form.
 pub(crate) fn yaml<T: Serialize>(value: &T) -> Result<String, Failure> {
-    serde_saphyr::to_string(value).map_err(|error| Failure::Process(error.into()))
+    let mut text = serde_saphyr::to_string(value).map_err(|error| Failure::Process(error.into()))?;
+    // Another document, or a prompt, may follow.
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
 }
 
 /// Columns padded to their longest cell; the last is not padded.
@@ -64,6 +83,41 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// The time of day, here.
+pub(crate) fn time_of_day() -> String {
+    jiff::Zoned::now().strftime("%H:%M:%S").to_string()
+}
+
+/// A line that can be printed before the next is known: columns of a fixed width, so that most of them line up.
+pub(crate) fn watch_line(time: &str, cells: &[String], widths: &[usize]) -> String {
+    let mut line = format!("{time:<8}");
+    for (cell, width) in cells.iter().zip(widths) {
+        line.push_str(&format!("  {cell:<width$}"));
+    }
+    line.truncate(line.trim_end().len());
+    line.push('\n');
+    line
+}
+
+/// The cells of an object that is there no more.
+pub(crate) fn gone(object: &impl ResourceExt, namespace: bool) -> Vec<String> {
+    let namespace = namespace.then(|| object.namespace().unwrap_or_default());
+    namespace
+        .into_iter()
+        .chain([object.name_any(), "Gone".to_owned()])
+        .collect()
+}
+
+/// `NAMESPACE/NAME`.
+pub(crate) fn key(object: &impl ResourceExt) -> String {
+    format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// A cell: a dash where there is nothing to say.
+pub(crate) fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".to_owned() } else { text }
 }
 
 /// How long ago, as kubectl says it: `12s`, `5m3s`, `3h`, `2d`.
@@ -167,6 +221,14 @@ mod tests {
             (1254.0, "1.25 s"),
         ] {
             assert_eq!(millis(ms), want);
+        }
+    }
+
+    #[test]
+    fn yaml_ends_with_its_line() {
+        for value in [serde_json::json!({ "a": "b" }), serde_json::json!({ "a": ["b"] })] {
+            let text = yaml(&value).expect("YAML");
+            assert!(text.ends_with("b\n") && !text.ends_with("\n\n"), "{text:?}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! The real binary: what it prints, and how it exits.
 
-use std::process::{Command, Output};
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
 
 const DORMOUSE: &str = env!("CARGO_BIN_EXE_dormouse");
 
@@ -118,7 +119,15 @@ fn every_shell_gets_a_completion_that_knows_the_commands() {
         let script = dormouse(&["completion", shell]);
         assert_eq!(script.status.code(), Some(0), "{shell}");
         let text = stdout(&script);
-        for word in ["autoscaler", "uninstall", "explain", "kubeconfig"] {
+        for word in [
+            "autoscaler",
+            "uninstall",
+            "explain",
+            "kubeconfig",
+            "rollout",
+            "promote",
+            "import",
+        ] {
             assert!(text.contains(word), "{shell}: {word}");
         }
         assert!(!text.contains("__pod"), "{shell}");
@@ -142,6 +151,24 @@ fn what_makes_no_sense_exits_with_2_and_says_what_does() {
             "a duration is written as `250ms`",
         ),
         (&["doctor", "web", "-A"], "cannot be used with"),
+        (&["rollout"], "promote"),
+        (&["rollout", "promote"], "<NAME>"),
+        (
+            &["rollout", "abort", "web", "--full"],
+            "unexpected argument '--full'",
+        ),
+        (&["rollout", "get", "web", "-A"], "cannot be used with"),
+        (
+            &["rollout", "watch", "-o", "markdown"],
+            "[possible values: json, yaml, wide]",
+        ),
+        (&["rollout", "pause", "web", "--timeout", "1"], "`1` has no unit"),
+        (&["rollout", "get"], "no cluster to talk to"),
+        (
+            &["import", "/nonexistent/canary.yaml"],
+            "cannot read /nonexistent/canary.yaml",
+        ),
+        (&["import", "-o", "wide"], "[possible values: json, yaml]"),
         (&["crds", "--log", "what=is=this"], "is not a log filter"),
         (&["get"], "no cluster to talk to"),
         (
@@ -171,6 +198,68 @@ fn what_makes_no_sense_exits_with_2_and_says_what_does() {
     assert_eq!(wrong_format.status.code(), Some(2));
 }
 
+/// Standard input goes to it, and it has to read all of it.
+fn with_input(arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(DORMOUSE)
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(input.as_bytes()).expect("it reads");
+    drop(stdin);
+    child.wait_with_output().expect("it ends")
+}
+
+const CANARY: &str = "\
+apiVersion: flagger.app/v1beta1
+kind: Canary
+metadata: {name: podinfo, namespace: test}
+spec:
+  provider: istio
+  targetRef: {apiVersion: apps/v1, kind: Deployment, name: podinfo}
+  analysis: {interval: 30s, threshold: 5, maxWeight: 50, stepWeight: 10}
+";
+
+#[test]
+fn a_canary_is_imported_from_a_file_and_from_standard_input() {
+    let piped = with_input(&["import"], CANARY);
+    assert_eq!(piped.status.code(), Some(0), "{}", stderr(&piped));
+    let note = "spec.provider: \"istio\" - leave it out";
+    assert!(stderr(&piped).contains(note), "{}", stderr(&piped));
+    assert!(
+        stdout(&piped).contains(&format!("#   {note}")),
+        "{}",
+        stdout(&piped)
+    );
+    let rollout: serde_json::Value =
+        serde_saphyr::from_str(stdout(&piped).trim_start_matches("---\n")).expect("YAML");
+    assert_eq!(rollout["kind"], "Rollout");
+
+    let path = std::env::temp_dir().join(format!("dormouse-test-{}.canary.yaml", std::process::id()));
+    std::fs::write(&path, CANARY).expect("a file");
+    let path_text = path.to_string_lossy().into_owned();
+    let json = dormouse(&["import", &path_text, "-o", "json"]);
+    let read: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(read, rollout);
+
+    std::fs::write(&path, CANARY.replace("stepWeight: 10", "stepWeight: ten")).expect("a file");
+    let wrong = dormouse(&["import", &path_text]);
+    assert_eq!((wrong.status.code(), stdout(&wrong).as_str()), (Some(2), ""));
+    let said = format!("error: {path_text}: Canary test/podinfo: spec.analysis.stepWeight is \"ten\"");
+    assert!(stderr(&wrong).starts_with(&said), "{}", stderr(&wrong));
+    let broken = with_input(&["import", "-"], "kind: [Canary");
+    assert!(
+        stderr(&broken).starts_with("error: standard input: "),
+        "{}",
+        stderr(&broken)
+    );
+    let _ = std::fs::remove_file(path);
+}
+
 #[test]
 fn an_api_server_that_is_not_there_is_named() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -192,6 +281,11 @@ fn an_api_server_that_is_not_there_is_named() {
         &["explain", "web"],
         &["doctor"],
         &["sleep", "web"],
+        &["rollout", "get"],
+        &["rollout", "get", "web"],
+        &["rollout", "watch", "web"],
+        &["rollout", "promote", "web"],
+        &["rollout", "restart", "web"],
         &["uninstall", "--yes"],
     ] {
         let output = dormouse(&[command, &["--kubeconfig", &path_text]].concat());

@@ -20,8 +20,17 @@ pub const FAIL_OPEN: &str = "FailOpen";
 pub const WORKLOAD_HEALTHY: &str = "WorkloadHealthy";
 /// `False` while something about `depends-on` cannot be obeyed as written; the message names it and the fix.
 pub const DEPENDENCIES: &str = "DependenciesResolved";
+/// Of a Rollout: `True` while a HorizontalPodAutoscaler or ScaledObject scales its Deployment or a pool; the message names it.
+pub const AUTOSCALER_CONFLICT: &str = "AutoscalerConflict";
+/// Of a Rollout whose template refers to ConfigMaps or Secrets: `False` when a change of some makes no new revision, or when
+/// some are missing; the message names them and the fix.
+pub const CONFIG_TRACKED: &str = "ConfigTracked";
 /// `True` while there is something a user may want to know that stops nothing; the message lists it.
 pub const WARNING: &str = "Warning";
+/// Of a Rollout: `False` while something that it measures cannot be; the message names it and why.
+pub const MEASUREMENTS_AVAILABLE: &str = "MeasurementsAvailable";
+/// Of a Rollout: `False` while an alert could not be sent; the message names the Secret, and what is missing.
+pub const ALERTS_DELIVERED: &str = "AlertsDelivered";
 
 /// Reasons, by the condition they are used with.
 pub mod reason {
@@ -51,6 +60,16 @@ pub mod reason {
     pub const WORKLOAD_AMBIGUOUS: &str = "WorkloadAmbiguous";
     /// Captured: refused, another opted-in Service of different configuration has the workload.
     pub const WORKLOAD_SHARED: &str = "WorkloadShared";
+    /// Captured: refused, the workload is rolled out for another Service.
+    pub const ROLLED_OUT: &str = "WorkloadRolledOut";
+    /// ConfigTracked: an object that pods cannot start without is not there.
+    pub const CONFIG_MISSING: &str = "ConfigMissing";
+    /// ConfigTracked: an object may not be read; the message says how to grant it.
+    pub const CONFIG_FORBIDDEN: &str = "ConfigForbidden";
+    /// ConfigTracked: the copy of an object cannot be made.
+    pub const CONFIG_NOT_COPIED: &str = "ConfigNotCopied";
+    /// ConfigTracked: the template refers to more objects than are tracked.
+    pub const CONFIG_TOO_MUCH: &str = "ConfigTooMuch";
     /// Captured: refused, a KEDA ScaledObject scales the workload.
     pub const SCALED_OBJECT: &str = "ScaledObject";
     /// Captured: refused, all listening ports are in use.
@@ -107,6 +126,8 @@ pub mod reason {
     pub const LOW_CPU_LIMIT: &str = "LowCpuLimit";
     /// Warning: more than one; the message lists them.
     pub const SEVERAL: &str = "SeveralWarnings";
+    /// MeasurementsAvailable, AlertsDelivered: the message says who does not answer, or what is missing.
+    pub const NO_ANSWER: &str = "NoAnswer";
     /// FailOpen: no activator is ready.
     pub const ACTIVATORS_GONE: &str = "ActivatorsGone";
 }

@@ -42,8 +42,14 @@ pub const SLICE_MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by
 /// It says at a glance why a Deployment stands at zero, and is what release restores, whatever has been lost since.
 pub const ORIGINAL_REPLICAS_ANNOTATION: &str = "dormouse.dev/original-replicas";
 
+/// Annotation on a Deployment that we have paused, because its Rollout says `targetMode: Paused`: we let it go on when that ends.
+pub const PAUSED_ANNOTATION: &str = "dormouse.dev/paused";
+
 /// Annotation on a Route, written by `dormouse wake`, `dormouse sleep`: `wake@NONCE` or `sleep@NONCE`.
 /// The autoscaler acts once for each nonce and records it in the Route's status.
+/// On a Rollout, written by `dormouse rollout`: `VERB@ATTEMPT.NONCE`, where ATTEMPT is the uid in the status of the attempt that
+/// is meant, empty before the first; VERB is `promote`, `promote-full`, `abort`, `retry`, `pause`, `resume`, `undo` or
+/// `undo=REVISION`. Looked at once, and answered in the status.
 pub const COMMAND_ANNOTATION: &str = "dormouse.dev/command";
 
 /// Annotation on a Route: the annotations of Namespace and Service, as JSON, that were last accepted. A value that is
@@ -52,6 +58,14 @@ pub const LAST_GOOD_ANNOTATION: &str = "dormouse.dev/last-good";
 
 /// Annotation on the leader-election Lease that asks the autoscaler to release every Service (`dormouse uninstall`).
 pub const RELEASE_ALL_ANNOTATION: &str = "dormouse.dev/release-all";
+
+/// Annotation on a ConfigMap or Secret that a rolled-out workload's template refers to: `Ignore`, `Digest` or `Snapshot`, in
+/// place of what the Rollout's `spec.config` says. `Ignore` is for applications that read their configuration again by
+/// themselves: a change of it is then no new revision.
+pub const CONFIG_POLICY_ANNOTATION: &str = "dormouse.dev/rollout-config";
+
+/// Annotation on an immutable copy of a ConfigMap or Secret that a Revision owns: the name of what it is a copy of.
+pub const SNAPSHOT_ANNOTATION: &str = "dormouse.dev/snapshot-of";
 
 /// Finalizer of the shipped ServiceAccount, roles and bindings of the autoscaler: their deletion waits until every Service
 /// has been given back.

@@ -18,6 +18,9 @@ pub const HEARTBEAT_MS: u64 = 500;
 pub const SILENCE_MS: u64 = 2_000;
 /// Changes are put together for this long, in milliseconds, unless a pool goes from nothing to something.
 pub const COALESCE_MS: u64 = 100;
+/// How long the answer to a self-probe order is waited for, in milliseconds: its tries are short connections within the
+/// cluster.
+pub const PROBE_MS: u64 = 10_000;
 /// Longest line, in bytes, that either side accepts: 10,000 pools in one snapshot fit.
 pub const LONGEST_LINE: usize = 16 << 20;
 
@@ -165,6 +168,22 @@ pub struct Directive {
     pub waking: Vec<PoolKey>,
     /// Self-probes to run, each once.
     pub probes: Vec<ProbeOrder>,
+    /// Candidates that some activator's breaker has taken out, until their rollback is over. Every activator leaves them out
+    /// then and says so in its reports, so that the break outlives the activator that found it. Repeated in every line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub broken: Vec<BrokenAttempt>,
+}
+
+/// An attempt whose candidate is out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BrokenAttempt {
+    /// The Route's namespace.
+    pub namespace: String,
+    /// The Route's name.
+    pub route: String,
+    /// The attempt that the Route names; of another one it says nothing.
+    pub attempt: String,
 }
 
 /// An activator as its peers see it.
@@ -208,4 +227,7 @@ pub struct ProbeOrder {
     /// How many connections to try before saying that none landed. While the Service's built-in endpoints stand
     /// beside ours, most connections may rightly land on a pod.
     pub tries: u32,
+    /// How long ago it was given, in milliseconds, when the line was made. Nobody waits for the answer longer than
+    /// [`PROBE_MS`] after that.
+    pub age_ms: u64,
 }

@@ -17,8 +17,8 @@ pub use analysis::{
     OnNoData, OutcomesSpec, PrometheusSpec, SyntheticSpec, WarmupSpec, WebhookKind, WebhookSpec,
 };
 pub use status::{
-    ArmCounts, AttemptStatus, Counts, EpochStatus, EvidenceStatus, Phase, RolloutStatus, StepStatus,
-    TickStatus,
+    ArmCounts, AttemptStatus, Counts, EpochStatus, EvidenceStatus, MeasurementStatus, Phase, RolloutStatus,
+    StepStatus, TickStatus,
 };
 pub use strategy::{
     AffinitySpec, Gate, LinearSpec, MirrorSpec, RiskSpec, StepSpec, StrategyKind, StrategySpec, TimeSpec,
@@ -150,7 +150,8 @@ pub enum TargetMode {
     /// A template at zero replicas: tools that check its health stay green.
     #[default]
     Shell,
-    /// Paused, and the pool of the first revision: no pod restarts at adoption.
+    /// Paused, so that nothing which was not let in ever starts, and the pool of the first revision until it sleeps or its
+    /// template changes: no pod restarts at adoption.
     Paused,
 }
 
@@ -212,9 +213,9 @@ impl Default for RevisionsSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConfigSpec {
-    /// ConfigMaps that the template refers to.
+    /// ConfigMaps that the template refers to. The annotation `dormouse.dev/rollout-config` on one overrules it.
     pub config_maps: ConfigPolicy,
-    /// Secrets that the template refers to.
+    /// Secrets that the template refers to. To read them takes a permission that is not granted by default.
     pub secrets: ConfigPolicy,
     /// A change has to rest for so long before it becomes a revision.
     #[schemars(length(max = 32), regex(pattern = DURATION))]
@@ -260,8 +261,21 @@ pub struct Alert {
     /// From which severity on.
     #[serde(default)]
     pub severity: Severity,
-    /// A Secret with the key `address`: a URL that takes Slack's payload.
+    /// What is sent.
+    #[serde(rename = "type", default)]
+    pub kind: AlertKind,
+    /// A Secret with the key `address`: the URL. The autoscaler may not read Secrets until a Role says so.
     pub secret_ref: SecretRef,
+}
+
+/// What is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AlertKind {
+    /// Slack's payload, which Mattermost, Rocket.Chat and others take too.
+    #[default]
+    Slack,
+    /// A plain JSON object.
+    Webhook,
 }
 
 /// How serious it is.

@@ -468,7 +468,7 @@ fn keys_that_are_not_yet_active_are_listed_as_written() {
         ("schedule", "daily 08:00-18:00 min=1", true),
         ("group", "a", false),
         ("depends-on", "db", false),
-        ("rollout", "canary", true),
+        ("rollout", "canary", false),
         ("protocol", "tcp", false),
         ("protocol", "http", false),
         ("keep-alive", "adaptive", true),

@@ -11,7 +11,9 @@ Each proxy offers the same services, by name, each on a port of its own:
 
 import shutil
 import subprocess
+import sys
 
+import envoy
 from harness.fed import Fed
 from harness.processes import open_files, wait_for_port
 
@@ -170,7 +172,14 @@ def available():
 
     if not Path(STREAM_MODULE).exists():
         missing.append("libnginx-mod-stream")
+    if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode:
+        missing.append("python3-pip")
     if missing:
         install(missing)
-    print("skipped: Envoy (Debian has no package of it, and no registry a binary), Pingora (a library: a proxy of it would be ours)")
-    return [Nginx(), Haproxy(), Dormouse()]
+    others = [Nginx(), Haproxy()]
+    try:
+        others.append(envoy.Envoy(envoy.program(), BACKEND, SERVICES))
+    except RuntimeError as error:
+        print(f"skipped: Envoy: {error}")
+    print("skipped: Pingora (a library: a proxy of it would be ours)")
+    return [*others, Dormouse()]

@@ -62,7 +62,7 @@ def number(value):
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-COLOURS = {"nginx": "#4c956c", "haproxy": "#2c6e9b", "dormouse": "#d1495b"}
+COLOURS = {"nginx": "#4c956c", "haproxy": "#2c6e9b", "envoy": "#8f6bb3", "dormouse": "#d1495b"}
 
 
 def picture(figures, proxies, title):

@@ -10,10 +10,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def build(profile="release", extra=()):
-    """Builds what a run needs, and returns the folder of binaries."""
-    flags = ["--release"] if profile == "release" else []
-    for package, kind in (("dormouse-activator", ["--example", "fed"]), ("dormouse-loadtest", ["--bins", "--examples"]), *extra):
-        subprocess.run(["cargo", "build", "--quiet", "-p", package, *kind, *flags], cwd=ROOT, check=True)
+    """Builds what a run needs, and the programs of `extra` packages. Returns the folder of binaries."""
+    flags = ["--profile", {"debug": "dev"}.get(profile, profile)]
+    chosen = [word for package in ("dormouse-activator", "dormouse-loadtest", *extra) for word in ("-p", package)]
+    # As `cargo test --workspace` builds them: with other packages libraries have other features, and are compiled once more.
+    if profile == "debug":
+        chosen = ["--workspace"]
+    subprocess.run(["cargo", "build", "--quiet", *chosen, "--bins", "--examples", *flags], cwd=ROOT, check=True)
     metadata = subprocess.run(
         ["cargo", "metadata", "--no-deps", "--format-version", "1"], cwd=ROOT, check=True, capture_output=True
     )

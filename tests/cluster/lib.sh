@@ -34,6 +34,18 @@ k() { inside kubectl --kubeconfig "$KUBECONFIG_FILE" "$@" 2> >(grep -v 'version 
 
 ctr_k8s() { ctr -a "$SOCKET" -n k8s.io "$@"; }
 
+# Cargo builds static programs from here on, because an image holds nothing else. For the target alone, so that build scripts
+# and macros stay as they are; no musl is needed: the binary resolves no names but those that libc reads from files and DNS itself.
+static_build() {
+    local triple
+    triple=$(rustc -vV | sed -n 's/^host: //p')
+    local key=${triple^^}
+    export CARGO_BUILD_TARGET=$triple "CARGO_TARGET_${key//-/_}_RUSTFLAGS=-Ctarget-feature=+crt-static"
+}
+
+# Where cargo puts what it builds.
+target_directory() { (cd "$ROOT" && cargo metadata --format-version 1 --no-deps) | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'; }
+
 # wait_for SECONDS DESCRIPTION COMMAND…: until the command succeeds.
 wait_for() {
     local deadline=$((SECONDS + $1)) what=$2
@@ -42,4 +54,19 @@ wait_for() {
         [ "$SECONDS" -lt "$deadline" ] || die "waited in vain for $what"
         sleep 0.1
     done
+}
+
+# built NAME FOLDER FLAGS [PACKAGE]: a Go program, the one in FOLDER or the one that its go.mod names, built unless this
+# content was built before; prints its path.
+built() {
+    local content program
+    content=$(shopt -s nullglob; cat "$HERE/$2"/go.{mod,sum} "$HERE/$2"/*.go | sha256sum | cut -c1-16)
+    program=$CACHE/$1-$content
+    if [ ! -x "$program" ]; then
+        say "building $1 (Kubernetes takes about 7 minutes, once)"
+        mkdir -p "$CACHE"
+        (cd "$HERE/$2" && CGO_ENABLED=0 go build -trimpath -o "$program.part" -ldflags "-s -w $3" "${4:-.}")
+        mv "$program.part" "$program"
+    fi
+    printf '%s' "$program"
 }

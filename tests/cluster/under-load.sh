@@ -1,7 +1,7 @@
 # Sourced by `uninstall` and `upgrade`: three applications under load, and whether any request failed.
 # awake: opted in, asked all the time. asleep: opted in, and first asked while something happens. control: never opted in.
 
-LOADTEST=${DORMOUSE_LOADTEST:-$(cd "$ROOT" && cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/dormouse-loadtest}
+LOADTEST=${DORMOUSE_LOADTEST:-$(target_directory)/debug/dormouse-loadtest}
 [ -x "$LOADTEST" ] || (cd "$ROOT" && cargo build --locked --quiet -p dormouse-loadtest)
 OUT=$(mktemp -d)
 loads=() load_names=()

@@ -48,9 +48,15 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-/// hyper writes a scheme in small letters and an empty path as `/`, which mean the same (RFC 3986 §6.2).
+/// hyper writes a scheme in small letters and an empty path as `/`, also before a query, which mean the same (RFC 3986 §6.2).
 fn alike((method, target, body): &Message) -> Message {
-    let target = target.to_ascii_lowercase();
+    let mut target = target.to_ascii_lowercase();
+    if let Some(authority) = target.find("://").map(|scheme| scheme + 3)
+        && let Some(end) = target[authority..].find(['/', '?'])
+        && target[authority + end..].starts_with('?')
+    {
+        target.insert(authority + end, '/');
+    }
     (
         method.clone(),
         target.trim_end_matches('/').to_owned(),

@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use kube::api::ObjectMeta;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Longest from a client's end to the end of its connection: a request to this pod takes well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -66,6 +67,9 @@ impl Front {
             ..Args::default()
         };
         let entered = runtime.enter();
+        // A Rust program ignores SIGPIPE from before its `main` on, which a target does not have: a handler, which stays, makes
+        // a write to somebody who has gone an error here too.
+        drop(signal(SignalKind::pipe()).expect("a handler"));
         let activator = Activator::start(args).expect("starts");
         drop(entered);
         Self {

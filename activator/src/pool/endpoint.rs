@@ -98,6 +98,11 @@ impl Endpoint {
         }
     }
 
+    /// Closes connections that nobody has used since the last time. Returns how many.
+    pub(super) fn close_unused(&self) -> usize {
+        self.connections.iter().map(Connections::close_unused).sum()
+    }
+
     /// Whether it ends soon.
     pub(crate) fn is_leaving(&self) -> bool {
         self.is_leaving.load(Ordering::Acquire)

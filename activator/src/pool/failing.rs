@@ -20,11 +20,7 @@ impl Pool {
             pods += 1;
             out += usize::from(pod.is_ejected());
         }
-        let Some(pod) = state
-            .pods
-            .get_mut(&endpoint.address)
-            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))
-        else {
+        let Some(pod) = state.pod_of(endpoint) else {
             return;
         };
         if pod.published.terminating || pod.on_probation || pod.is_ejected() {
@@ -69,11 +65,7 @@ impl Pool {
     /// The pod's time has passed: it is used again once it answers a probe.
     fn take_back(self: &Arc<Self>, endpoint: &Arc<Endpoint>) {
         let mut state = self.state.lock();
-        let Some(pod) = state
-            .pods
-            .get_mut(&endpoint.address)
-            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))
-        else {
+        let Some(pod) = state.pod_of(endpoint) else {
             return;
         };
         pod.ejected_until = None;

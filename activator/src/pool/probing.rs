@@ -1,6 +1,5 @@
 //! Which pods of a pool want a probe, and what its result changes.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,30 +21,22 @@ impl Pool {
     /// Starts a task for each pod that a probe could make usable and that has none.
     pub(super) fn start_probes(self: &Arc<Self>, state: &mut State) {
         let kind = self.settings.read().probe.kind;
-        for (address, pod) in &mut state.pods {
+        for pod in state.pods.values_mut() {
             if !pod.is_probed && pod.wants_probe(kind) {
                 pod.is_probed = true;
                 let endpoint = Arc::clone(&pod.endpoint);
-                let task = crate::probe::until_it_answers(
-                    Arc::clone(self),
-                    Arc::clone(&self.hub),
-                    *address,
-                    endpoint,
-                );
+                let task = crate::probe::until_it_answers(Arc::clone(self), Arc::clone(&self.hub), endpoint);
                 self.hub.control.spawn(task);
             }
         }
     }
 
     /// What to probe next; `None`: the pod needs no probe any more, and its task ends.
-    pub(crate) fn probe_target(&self, address: IpAddr, endpoint: &Arc<Endpoint>) -> Option<ProbeTarget> {
+    pub(crate) fn probe_target(&self, endpoint: &Arc<Endpoint>) -> Option<ProbeTarget> {
         let probe = self.settings.read().probe.clone();
         let mut state = self.state.lock();
         let is_awaited = state.throttle.waiting() > 0;
-        let pod = state
-            .pods
-            .get_mut(&address)
-            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))?;
+        let pod = state.pod_of(endpoint)?;
         let port = pod
             .published
             .probe_port
@@ -65,31 +56,17 @@ impl Pool {
     }
 
     /// The pod's task ends; the next held request starts another.
-    pub(crate) fn rest(&self, address: IpAddr, endpoint: &Arc<Endpoint>) {
+    pub(crate) fn rest(&self, endpoint: &Arc<Endpoint>) {
         let mut state = self.state.lock();
-        if let Some(pod) = state
-            .pods
-            .get_mut(&address)
-            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))
-        {
+        if let Some(pod) = state.pod_of(endpoint) {
             pod.is_probed = false;
         }
     }
 
     /// The pod answered (or not) a probe that was sent at `asked`.
-    pub(crate) fn probed(
-        self: &Arc<Self>,
-        address: IpAddr,
-        endpoint: &Arc<Endpoint>,
-        asked: Duration,
-        answers: bool,
-    ) {
+    pub(crate) fn probed(self: &Arc<Self>, endpoint: &Arc<Endpoint>, asked: Duration, answers: bool) {
         let mut state = self.state.lock();
-        let Some(pod) = state
-            .pods
-            .get_mut(&address)
-            .filter(|pod| Arc::ptr_eq(&pod.endpoint, endpoint))
-        else {
+        let Some(pod) = state.pod_of(endpoint) else {
             return;
         };
         if !answers {
@@ -99,7 +76,7 @@ impl Pool {
         pod.answers = true;
         if std::mem::take(&mut pod.on_probation) {
             pod.record.back(self.hub.now());
-            tracing::info!(pool = %self.key, %address, "a pod that was passed over is used again");
+            tracing::info!(pool = %self.key, address = %endpoint.address, "a pod that was passed over is used again");
         }
         // The first pod that answers is the one whose waiting counts; a pod that never failed answered when asked.
         let failed = pod.failed.take().unwrap_or(asked);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crds::report::PoolReport;
 
 use super::Pool;
-use crate::meter::Meter;
+use crate::meter::{Meter, Times};
 
 impl Pool {
     /// The pool's counters changed. Cheap when the next line carries it anyway.
@@ -20,11 +20,20 @@ impl Pool {
 
     /// All workers' counters together.
     pub(crate) fn sum(&self, now: Duration) -> Meter {
-        self.meters.iter().fold(Meter::default(), |sum, meter| {
-            let meter = *meter.lock();
+        self.tallies.iter().fold(Meter::default(), |sum, tally| {
+            let meter = tally.lock().meter;
             // An event of this very moment may be a little later than `now`.
             meter.plus(sum, now)
         })
+    }
+
+    /// All workers' service times together.
+    pub(crate) fn times(&self) -> Times {
+        let mut times = Times::default();
+        for tally in &self.tallies {
+            times.add(&tally.lock().times);
+        }
+        times
     }
 
     /// The pool's part of a report line. With `take`, finished wakes go with it, and the pool counts as unchanged.

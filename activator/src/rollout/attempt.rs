@@ -120,6 +120,18 @@ impl Attempt {
         self.is_broken.load(Ordering::Acquire)
     }
 
+    /// Another activator's breaker has taken the candidate out. Returns what follows, unless it is out already.
+    pub(crate) fn take_out(&self) -> Option<News> {
+        let mut books = self.books.lock();
+        if books.broken.is_some() {
+            return None;
+        }
+        // Not by the counts of this one.
+        books.take_out(0.0);
+        self.is_broken.store(true, Ordering::Release);
+        Some(self.news(None))
+    }
+
     /// The candidate has this share in an epoch.
     pub(super) fn begin(&self, epoch: u32, share: f64) {
         if epoch < EPOCHS {
@@ -226,8 +238,11 @@ impl Attempt {
     /// All epochs in which something was counted.
     pub(crate) fn all(&self) -> Vec<EpochReport> {
         let books = self.books.lock();
-        let epochs = books.epochs.iter().filter(|(_, epoch)| epoch.has_any());
+        // That the candidate is out is said even if nothing was counted.
+        let last = books.epochs.keys().next_back().filter(|_| books.broken.is_some());
+        let epochs = books.epochs.iter();
         epochs
+            .filter(|(number, epoch)| epoch.has_any() || Some(*number) == last)
             .map(|(number, epoch)| self.line(*number, epoch, books.broken.as_ref()))
             .collect()
     }
@@ -317,16 +332,22 @@ impl Books {
         if self.broken.is_some() || evidence < breaker.evidence {
             return None;
         }
+        self.take_out(evidence);
+        self.broken
+    }
+
+    fn take_out(&mut self, evidence: f64) {
         self.broken = Some(Broken {
             evidence,
             candidate: self.sum(|epoch| &epoch.candidate),
             stable: self.sum(|epoch| &epoch.stable),
         });
-        // Every line says so from now on.
+        // Every line says so from now on, and there is one in any case.
         self.epochs
             .values_mut()
             .for_each(|epoch| epoch.is_dirty |= epoch.has_any());
-        self.broken
+        let last = self.epochs.keys().next_back().copied().unwrap_or(0);
+        self.epochs.entry(last).or_default().is_dirty = true;
     }
 
     /// Bad requests and all requests over all epochs.

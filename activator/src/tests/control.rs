@@ -49,7 +49,7 @@ impl Autoscaler {
         }
     }
 
-    async fn say(&self, directive: &Directive) {
+    pub(super) async fn say(&self, directive: &Directive) {
         let mut line = serde_json::to_vec(directive).expect("JSON");
         line.push(b'\n');
         self.directives
@@ -69,6 +69,16 @@ impl Autoscaler {
                 .expect("in time");
             self.pending
                 .extend(frame.expect("open").expect("whole").into_data().expect("data"));
+        }
+    }
+
+    /// The first line that is as wished, to an autoscaler that says nothing meanwhile.
+    pub(super) async fn line_that(&mut self, is_so: impl Fn(&Report) -> bool) -> Report {
+        loop {
+            let line = self.line().await;
+            if is_so(&line) {
+                return line;
+            }
         }
     }
 
@@ -314,9 +324,15 @@ async fn a_self_probe_lands_with_instance_and_route() {
         route: route.into(),
         address,
         tries: 2,
+        age_ms: 0,
     };
     let nobody = SocketAddr::new(fresh_address(), 9);
+    let stale = ProbeOrder {
+        age_ms: crds::report::PROBE_MS,
+        ..order(4, "web", fixture.listen.to_string())
+    };
     let orders = vec![
+        stale,
         order(1, "web", fixture.listen.to_string()),
         order(2, "other", fixture.listen.to_string()),
         order(3, "web", nobody.to_string()),
@@ -342,6 +358,8 @@ async fn a_self_probe_lands_with_instance_and_route() {
         results[2].landed.is_none() && results[2].error.starts_with("cannot connect"),
         "{results:?}"
     );
+    assert!(results.iter().all(|result| result.id != 4), "{results:?}");
+    assert_eq!(fixture.app.hub.metrics.self_probes_stale.get(), 1);
     assert_eq!(fixture.counters().arrivals, 0);
 }
 
@@ -532,6 +550,11 @@ async fn the_admin_endpoints_tell_what_there_is() {
     let metrics = get("/metrics").await.body;
     let line = r#"activator_requests_total{namespace="shop",pool="web",outcome="ok"} 1"#;
     assert!(metrics.contains(line), "{metrics}");
+    let tasks = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("activator_tasks "));
+    let tasks: usize = tasks.and_then(|tasks| tasks.parse().ok()).expect("a number");
+    assert!((1..1_000).contains(&tasks), "{tasks}");
     let state: serde_json::Value = serde_json::from_str(&get("/debug/state").await.body).expect("JSON");
     assert_eq!(state["pools"]["shop/web"]["pods"][0]["usable"], true);
     let put = send(admin, Request::put("/debug/log?filter=a%3Ddebug"), Bytes::new()).await;

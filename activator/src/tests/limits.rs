@@ -16,6 +16,39 @@ async fn a_pod_never_sees_more_than_its_limit() {
 }
 
 #[tokio::test]
+async fn connections_that_only_a_rush_needed_are_closed_after_it() {
+    let mut fixture = Fixture::with(|args| args.workers = Some(1), |_| {}, None).await;
+    let pod = FakePod::new().await;
+    fixture.publish(&[&pod]);
+    let mut crowd = Crowd::default();
+    crowd.send(&fixture, 8, "/delay/100");
+    fixture
+        .until("all at the pod", |counters| counters.in_flight == 8)
+        .await;
+    crowd.all_is_well().await;
+    let open = || pod.seen.connections.load(Ordering::SeqCst);
+    let pool = fixture.pool();
+    assert_eq!(pool.close_unused(), 0, "they have all been used");
+    let mut closed = 0;
+    // One request at a time needs one of them, and it is always the same.
+    for _ in 0..1_000 {
+        assert_eq!(fixture.get("/").await.status, StatusCode::OK);
+        closed += pool.close_unused();
+        if (closed, open()) == (7, 1) {
+            break;
+        }
+    }
+    assert_eq!((closed, open()), (7, 1));
+    until("nobody needs the last one", || {
+        closed += pool.close_unused();
+        closed == 8
+    })
+    .await;
+    until("it is closed", || open() == 0).await;
+    assert_eq!(fixture.get("/").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_pod_that_refuses_is_passed_over_and_comes_back_after_a_probe() {
     let mut fixture = Fixture::new().await;
     let (good, bad) = (FakePod::new().await, FakePod::new().await);

@@ -191,7 +191,7 @@ impl Crowd {
 }
 
 /// Waits for something that happens on another thread.
-pub(super) async fn until(what: &str, is_so: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let waiting = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -341,6 +341,8 @@ pub(super) struct FakePod {
 /// What a pod has seen.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
+    /// Open now.
+    pub(super) connections: AtomicUsize,
     pub(super) requests: AtomicUsize,
     pub(super) overlap: AtomicUsize,
     pub(super) most_overlap: AtomicUsize,
@@ -367,6 +369,8 @@ impl FakePod {
                 let (stream, _) = listener.accept().await.expect("accepts");
                 let pod = Arc::clone(&pod);
                 connections.spawn(async move {
+                    pod.connections.fetch_add(1, Ordering::SeqCst);
+                    let seen = Arc::clone(&pod);
                     let service =
                         hyper::service::service_fn(move |request| answer(Arc::clone(&pod), request));
                     let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
@@ -375,6 +379,7 @@ impl FakePod {
                             .serve_connection_with_upgrades(TokioIo::new(stream), service)
                             .await,
                     );
+                    seen.connections.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });

@@ -3,9 +3,10 @@
 use std::sync::atomic::AtomicU16;
 
 use crds::evidence::EpochReport;
-use crds::report::Report;
+use crds::report::{BrokenAttempt, Directive, Peer, PoolKey, Report};
 use crds::route::{
     BadAnswers, CodeRange, HeaderMatch, RouteAffinity, RouteBreaker, RouteMatch, RouteMirror, RouteRollout,
+    RouteSynthetic,
 };
 
 use http_body_util::StreamBody;
@@ -318,6 +319,55 @@ async fn a_candidate_that_only_fails_is_taken_out_without_an_autoscaler() {
 }
 
 #[tokio::test]
+async fn a_break_outlives_the_activator_that_found_it() {
+    let mut trial = Trial::new(5_000, |_| {}).await;
+    let mut autoscaler = Autoscaler::dial(&trial.fixture).await;
+    autoscaler.line().await;
+    let out = |attempt: &str| Directive {
+        leader: true,
+        broken: vec![BrokenAttempt {
+            namespace: "shop".into(),
+            route: "web".into(),
+            attempt: attempt.into(),
+        }],
+        ..Directive::default()
+    };
+    autoscaler.say(&out("0-z")).await;
+    assert!(trial.send(40).await.iter().any(|from| from == "candidate"));
+    assert!(!trial.is_broken(), "that was another attempt");
+    let counted = trial.epoch(0);
+
+    autoscaler.say(&out("1-a")).await;
+    until("told", || trial.is_broken()).await;
+    assert!(trial.send(30).await.iter().all(|from| from == "stable"));
+    // It says so to whoever leads next, as one that found it itself does.
+    let mut next = Autoscaler::dial(&trial.fixture).await;
+    let line = next.line().await;
+    let (epoch, found) = (&line.epochs[0], trial.epoch(0));
+    assert!(epoch.broken && epoch.evidence == 0, "{epoch:?}");
+    assert_eq!(found.candidate.requests, counted.candidate.requests);
+    assert_eq!(trial.fixture.app.hub.metrics.breaker_trips.get(), 0);
+
+    // One that comes back reads the Route later than it is told, and has counted nothing.
+    let mut autoscaler = Autoscaler::dial(&trial.fixture).await;
+    autoscaler.line().await;
+    autoscaler.say(&out("2-b")).await;
+    let known = || trial.fixture.app.directory.knows_broken("2-b");
+    until("told", known).await;
+    trial.change(|rollout| rollout.attempt = "2-b".into());
+    assert!(trial.is_broken());
+    let line = autoscaler
+        .line_that(|line| {
+            line.epochs
+                .iter()
+                .any(|epoch| epoch.attempt == "2-b" && epoch.broken)
+        })
+        .await;
+    assert_eq!(line.epochs.len(), 1, "{line:?}");
+    assert!(trial.send(20).await.iter().all(|from| from == "stable"));
+}
+
+#[tokio::test]
 async fn an_outage_of_both_breaks_nothing() {
     // So much evidence comes by chance once in a million times, at most.
     let trial = Trial::new(5_000, |spec| breaker(spec, Some(1e6))).await;
@@ -563,6 +613,127 @@ async fn an_answer_whose_length_has_passed_is_whole() {
     let trial = Trial::new(10_000, |spec| spec.ports[0].h2c = true).await;
     trial.send(5).await;
     until("counted", || trial.requests(0) == (0, 5)).await;
+}
+
+#[tokio::test]
+async fn a_candidate_gets_our_share_of_requests_of_our_own() {
+    let mut trial = Trial::new(0, |spec| {
+        let rollout = spec.rollout.as_mut().expect("a rollout");
+        rollout.synthetic = Some(RouteSynthetic {
+            path: "/healthz?deep=1".into(),
+            rps: 60.0,
+        });
+    })
+    .await;
+    let ready = PoolKey {
+        namespace: "shop".into(),
+        pool: "web-2".into(),
+    };
+    let candidate = trial.fixture.app.directory.pool(&ready).expect("a pool");
+    until("ready", || candidate.ready() > 0).await;
+    // Nobody has said how many activators there are.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(trial.candidate.seen(), 0);
+
+    let peer = |name: &str| Peer {
+        name: name.to_owned(),
+        address: "127.0.0.9".into(),
+    };
+    let leading = Directive {
+        leader: true,
+        epoch: 1,
+        activators: [&*trial.fixture.app.hub.config.name, "b", "c"].map(peer).into(),
+        settled: true,
+        ..Directive::default()
+    };
+    let autoscaler = Autoscaler::dial(&trial.fixture).await;
+    let started = tokio::time::Instant::now();
+    while started.elapsed() < Duration::from_millis(1_500) {
+        autoscaler.say(&leading).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // One of three activators: a third of sixty a second.
+    let (sent, most) = (
+        trial.candidate.seen(),
+        20.0 * started.elapsed().as_secs_f64() + 1.0,
+    );
+    assert!(sent >= 10 && sent as f64 <= most, "{sent} of {most}");
+    trial.candidate.answers(500);
+    until("a bad one", || trial.epoch(0).direct.bad > 0).await;
+    let line = trial.epoch(0);
+    assert!(line.direct.requests >= sent, "{line:?}");
+    assert_eq!(
+        (line.stable.requests, line.candidate.requests),
+        (0, 0),
+        "no part of what is compared"
+    );
+    assert_eq!(trial.stable.seen(), 0);
+    // They are no use: nothing is scaled by them, or kept awake.
+    assert_eq!(candidate.sum(trial.fixture.app.hub.now()).arrivals, 0);
+    let metrics = metrics(&trial.fixture).await;
+    assert!(
+        metrics.contains("activator_synthetic_requests_total{result=\"sent\"}"),
+        "{metrics}"
+    );
+
+    trial.change(|rollout| rollout.synthetic = None);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let seen = trial.candidate.seen();
+    for _ in 0..3 {
+        autoscaler.say(&leading).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(trial.candidate.seen(), seen);
+}
+
+#[tokio::test]
+async fn a_board_can_tell_the_volume_the_errors_the_times_and_the_weights_of_both() {
+    let mut trial = Trial::new(5_000, |spec| {
+        spec.rollout.as_mut().expect("a rollout").breaker = None;
+    })
+    .await;
+    trial.candidate.answers(500);
+    trial.candidate.delays(30);
+    let before = metrics(&trial.fixture).await;
+    assert!(!before.contains("activator_service_time_seconds"), "{before}");
+    trial.send(40).await;
+    let (stable, candidate) = (trial.stable.seen(), trial.candidate.seen());
+    assert!(stable > 0 && candidate > 0, "{stable} and {candidate}");
+    let time = |pool: &str, of: &str| {
+        format!("activator_service_time_seconds_{of}{{namespace=\"shop\",pool=\"{pool}\"")
+    };
+    let weight = |pool: &str, role: &str, weight: f64| {
+        format!(
+            "activator_route_weight_ratio{{namespace=\"shop\",route=\"web\",pool=\"{pool}\",role=\"{role}\"}} {weight}"
+        )
+    };
+    let wanted = [
+        format!("activator_requests_total{{namespace=\"shop\",pool=\"web\",outcome=\"ok\"}} {stable}"),
+        format!(
+            "activator_requests_total{{namespace=\"shop\",pool=\"web-2\",outcome=\"server_error\"}} {candidate}"
+        ),
+        format!("{}}} {stable}", time("web", "count")),
+        format!("{}}} {candidate}", time("web-2", "count")),
+        format!("{},le=\"0.025\"}} 0", time("web-2", "bucket")),
+        format!("{},le=\"30\"}} {candidate}", time("web-2", "bucket")),
+        format!("{},le=\"+Inf\"}} {candidate}", time("web-2", "bucket")),
+        weight("web", "stable", 0.5),
+        weight("web-2", "candidate", 0.5),
+    ];
+    let all_there = |text: &str| wanted.iter().all(|series| text.contains(series));
+    until_metrics(&trial.fixture, "all series", all_there).await;
+
+    // What the Route names no more is in no series.
+    trial.fixture.change(|spec| {
+        spec.rollout = None;
+        spec.pools.remove(1);
+        spec.pools[0].weight = 10_000;
+    });
+    let after = metrics(&trial.fixture).await;
+    assert!(
+        after.contains(&weight("web", "stable", 1.0)) && !after.contains("\"web-2\""),
+        "{after}"
+    );
 }
 
 /// All safe requests are copied.

@@ -49,6 +49,8 @@ pub struct Pods<'a> {
     pub ready: u32,
     /// Ages of pods that were asked for and are not ready.
     pub starting: &'a [Duration],
+    /// Pods that the workload is to have now, seen or not.
+    pub asked: u32,
 }
 
 /// How many pods, and the numbers behind it.
@@ -72,6 +74,8 @@ pub struct Sizing {
     pub drained: Duration,
     /// For how long a larger size keeps counting.
     pub hysteresis: Duration,
+    /// For how long fewer pods have been enough, as far as it is known: the hysteresis, once it has counted for that long.
+    pub calm: Duration,
     /// When the size that counts now stops counting, and what it would be then.
     pub falls: Option<(Time, u32)>,
 }
@@ -96,6 +100,8 @@ pub struct Adaptive {
     width: u32,
     recent: Maximum,
     hysteresis: Duration,
+    /// When it first decided.
+    began: Option<Time>,
 }
 
 impl Default for Adaptive {
@@ -114,6 +120,7 @@ impl Default for Adaptive {
             width: 0,
             recent: Maximum::new(hysteresis, STEP),
             hysteresis,
+            began: None,
         }
     }
 }
@@ -244,7 +251,7 @@ impl Adaptive {
         self.set_hysteresis(policy);
         if self.recent.expires().is_none() {
             // What there is when counting begins is taken for wanted: a new leader must not shrink what it does not know.
-            self.recent.record(now, planned(pods));
+            self.recent.record(now, planned(pods).max(pods.asked));
         }
         let wanted = self.recent.record(now, momentary);
         let falls = self.recent.expires().filter(|_| wanted > momentary);
@@ -258,6 +265,7 @@ impl Adaptive {
             held: sample.held,
             drained: queue.drained,
             hysteresis: self.hysteresis,
+            calm: self.hysteresis.min(now.since(*self.began.get_or_insert(now))),
             falls: falls.map(|at| (at, self.recent.afterwards().unwrap_or(momentary))),
         }
     }

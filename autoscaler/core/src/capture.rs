@@ -7,7 +7,7 @@
 //! ```text
 //! into capture:  private Service, Route => activators listen => our slice => settle => probe lands => selector key
 //!                => built-in slices empty => settle => probe lands => captured
-//! out of it:     pods ready => key removed => built-in slices filled => settle => our slice removed => settle,
+//! out of it:     pods ready => settle => key removed => built-in slices filled => settle => our slice removed => settle,
 //!                nothing in flight => Route and private Service removed
 //! no activator:  our slice lists the pods (fail open), until an activator listens again
 //! ```
@@ -41,6 +41,8 @@ pub struct State {
     unserved: Option<Time>,
     /// Release began.
     releasing: Option<Time>,
+    /// On the way out, all pods have been ready.
+    ready: Option<Time>,
     /// The key has been out, and the built-in slices filled.
     filled: Option<Time>,
     /// Our slice has been gone, and the key out.
@@ -70,18 +72,24 @@ struct Probe {
 /// Somebody took the key away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Taken {
-    /// The key was in at the last step, and we had not removed it.
-    had: bool,
     times: u32,
+    /// How many of them the back-off counts: one less for each [`STOOD`] that the key was in.
+    counted: u32,
     last: Option<Time>,
+    /// Since when the key has been in; `None`: it was not at the last step, or we were to remove it.
+    since: Option<Time>,
     manager: Option<String>,
 }
 
 /// How long activators that listened may be missing before the pods are published: a stream that breaks is dialled anew
 /// in less.
 const MISSING: Duration = Duration::from_millis(700);
-/// First and longest wait before a key that was taken away is put back: the first repair is quick, a conflict that lasts
-/// is for a person to solve.
+/// So many times a key that was taken away is put back at once: each is somebody's apply, and until it is back requests go
+/// past the activators, to pods that Kubernetes replaces while its nodes still lead there.
+const AT_ONCE: u32 = 5;
+/// A key that has stood for so long pays for one time.
+const STOOD: Duration = Duration::from_secs(60);
+/// First and longest wait after that: a conflict that lasts is for a person to solve.
 const KEY_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// After this long without a removal the next counts as the first, and the conflict is no longer shown.
 const CALM: Duration = Duration::from_secs(600);
@@ -116,24 +124,21 @@ impl State {
         }
         hold(&mut self.emptied, facts.key && facts.builtin_ready == 0, now);
         hold(&mut self.unserved, facts.listening.is_empty(), now);
+        let wanted = facts.wanted == Wanted::Captured;
+        // Only from when release began: what was decided just before may still take a pod away.
+        let ready = !wanted && facts.pods_ready >= facts.original.max(1);
+        hold(&mut self.ready, ready, now);
         hold(&mut self.filled, !facts.key && facts.builtin_ready > 0, now);
         hold(
             &mut self.withdrawn,
             !facts.key && facts.slice == SliceFact::None,
             now,
         );
-        let wanted = facts.wanted == Wanted::Captured;
-        if self.taken.had && !facts.key && wanted {
-            let taken = &mut self.taken;
-            taken.times = if taken.shown(now) {
-                taken.times.saturating_add(1)
-            } else {
-                1
-            };
-            taken.last = Some(now);
-            taken.manager.clone_from(&facts.selector_manager);
+        if let Some(since) = self.taken.since.filter(|_| !facts.key && wanted) {
+            self.taken
+                .again(now, now.since(since), facts.selector_manager.clone());
         }
-        self.taken.had = facts.key && wanted;
+        hold(&mut self.taken.since, facts.key && wanted, now);
     }
 }
 
@@ -142,8 +147,27 @@ impl Taken {
         self.last.is_some_and(|last| now.since(last) < CALM)
     }
 
+    /// Once more, after the key had `stood` for so long.
+    fn again(&mut self, now: Time, stood: Duration, manager: Option<String>) {
+        self.times = match self.shown(now) {
+            true => self.times.saturating_add(1),
+            false => 1,
+        };
+        let paid = stood.as_secs() / STOOD.as_secs();
+        let left = self
+            .counted
+            .saturating_sub(u32::try_from(paid).unwrap_or(u32::MAX));
+        self.counted = left.saturating_add(1);
+        self.last = Some(now);
+        self.manager = manager;
+    }
+
     fn back_at(&self) -> Option<Time> {
-        Some(self.last? + doubled(KEY_AGAIN, self.times.saturating_sub(1)))
+        let last = self.last?;
+        match self.counted.checked_sub(AT_ONCE + 1) {
+            None => Some(last),
+            Some(times) => Some(last + doubled(KEY_AGAIN, times)),
+        }
     }
 }
 
@@ -208,7 +232,8 @@ pub fn step(now: Time, waits: &Waits, state: &State, facts: &Facts) -> Step {
     }
     Step {
         may_sleep: may_sleep(stage, facts, &message),
-        at_least: at_least(stage, facts),
+        at_least: at_least(facts),
+        holds: holds(stage, facts),
         actions: look.actions,
         stage,
         condition: Condition { kind, message },
@@ -230,21 +255,18 @@ fn may_sleep(stage: Stage, facts: &Facts, message: &str) -> Result<(), String> {
     }
 }
 
-/// On the way out the workload gets back what it had. On the way in it keeps what it has: traffic that does not pass
-/// through activators is not seen, and must not be taken for none.
-fn at_least(stage: Stage, facts: &Facts) -> Option<(u32, String)> {
-    match stage {
-        Stage::Releasing => Some((
-            facts.original.max(1),
-            "the Service is being given back".to_owned(),
-        )),
-        Stage::Preparing | Stage::Proving | Stage::Closing if facts.pods_ready > 0 => {
-            let unseen = !facts.key || facts.builtin_ready > 0;
-            let why = "some of its traffic does not pass through the activators yet";
-            unseen.then(|| (facts.original, why.to_owned()))
-        }
-        _ => None,
-    }
+/// On the way out the workload gets back what it had, and keeps it to the last step and after.
+fn at_least(facts: &Facts) -> Option<(u32, String)> {
+    let out = facts.wanted != Wanted::Captured;
+    out.then(|| (facts.original, "the Service is being given back".to_owned()))
+}
+
+/// On the way in pools keep what they have: traffic that does not pass through activators is not seen, and must not be
+/// taken for none.
+fn holds(stage: Stage, facts: &Facts) -> Option<String> {
+    let inward = matches!(stage, Stage::Preparing | Stage::Proving | Stage::Closing);
+    let unseen = inward && (!facts.key || facts.builtin_ready > 0);
+    unseen.then(|| "some of its traffic does not pass through the activators yet".to_owned())
 }
 
 fn capturing(stage: Stage, message: impl Into<String>) -> Standing {

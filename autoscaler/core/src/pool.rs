@@ -145,7 +145,11 @@ impl Pool {
                     sleeps,
                 } => {
                     if to <= 1 || self.follows {
-                        (to, cause) = (to.max(1), why);
+                        to = to.max(1);
+                        // From more than that, it is the sizing that says why.
+                        if to >= facts.replicas || self.follows {
+                            cause = why;
+                        }
                     }
                     wake_at = earliest(wake_at, until);
                     let sleep = until.filter(|_| sleeps);
@@ -283,8 +287,10 @@ impl Pool {
         match sizer {
             Sizer::Adaptive(adaptive) => {
                 let pods = Pods {
-                    ready: facts.ready,
+                    // Those that are on their way out still answer.
+                    ready: facts.ready.min(facts.replicas),
                     starting: &facts.starting,
+                    asked: facts.replicas,
                 };
                 let sizing = adaptive.decide(now, policy, pods);
                 *numbers = figures(&sizing);
@@ -547,8 +553,10 @@ fn why(sizing: &Sizing, replicas: u32) -> Cause {
     if sizing.pods == replicas {
         Cause::Steady
     } else if sizing.pods < replicas {
-        let calm = sizing.hysteresis;
-        Cause::Less { calm, rate }
+        Cause::Less {
+            calm: sizing.calm,
+            rate,
+        }
     } else if extra > 0 {
         Cause::Queue {
             held,

@@ -13,10 +13,12 @@
 //! A weight is raised only when the pods for it are ready and every living activator has acknowledged the one before.
 //! It is taken back at once, whoever is ready: the stable revision's pool can hold requests until its pods answer.
 
+mod adopt;
 mod advance;
 mod begin;
 mod facts;
 mod finish;
+mod gates;
 mod ladder;
 mod plan;
 mod status;
@@ -25,10 +27,12 @@ mod threshold;
 use std::collections::BTreeMap;
 
 pub use facts::{
-    Action, Check, Command, Decision, Event, EventKind, Facts, PoolFact, RouteFact, RouteWanted, Verb,
+    Action, Answer, Ask, Check, Command, Decision, Event, EventKind, Facts, Gate, PoolFact, RouteFact,
+    RouteWanted, Verb,
 };
 pub use plan::{Insufficient, Mirror, Mode, OnNew, Plan, StepPlan, Strategy, Threshold};
 pub use status::{Attempt, Ended, HISTORY, Phase, QUARANTINED, Status, Ticks};
+pub use threshold::failure;
 
 use crate::Time;
 use crate::evidence::{self, Evidence, Verdict};
@@ -52,10 +56,13 @@ pub fn step(now: Time, plan: &Plan, status: &Status, facts: &Facts) -> Decision 
         evidence: None,
         aim: 0,
         synthetic: false,
+        asks: None,
+        measure: false,
         released: false,
         events: Vec::new(),
         reason: String::new(),
         next: String::new(),
+        afterwards: String::new(),
         wake_at: None,
     };
     look.count();
@@ -84,10 +91,14 @@ struct Look<'a> {
     /// The weight that the candidate's pods are to be ready for.
     aim: u32,
     synthetic: bool,
+    asks: Option<Ask>,
+    measure: bool,
     released: bool,
     events: Vec<Event>,
     reason: String,
     next: String,
+    /// What follows when this candidate is decided.
+    afterwards: String,
     wake_at: Option<Time>,
 }
 
@@ -179,24 +190,45 @@ impl Look<'_> {
     /// Everything goes back to the user's Deployment.
     fn release(&mut self) {
         self.status.phase = Phase::Releasing;
-        let ready = self.ready(&self.facts.target.clone());
-        let needed = self.needed(FULL, &self.facts.target).max(1);
-        if self.status.adopted {
-            self.reason = format!("Giving the Deployment back: {ready} of {needed} of its pods are ready.");
-            if ready >= needed {
-                self.status.adopted = false;
-                self.wake(self.now);
-            }
-        } else if self.settled() {
-            let left = self.facts.pools.keys().any(|pool| *pool != self.facts.target);
-            self.released = !left;
-            self.reason = "The Deployment has all traffic again.".to_owned();
+        // Who deletes a Deployment means its pods too, and there is nothing that could take the traffic over.
+        let gone = self.target_is_gone();
+        self.status.adopted &= !gone;
+        self.status.in_place &= !gone && (self.status.adopted || self.facts.held);
+        if self.given_back() {
+            self.reason = match gone {
+                true => "The Deployment is gone, and so go its revisions' pods.".to_owned(),
+                false => "The Deployment has all traffic again.".to_owned(),
+            };
+            self.released = self.facts.pools.keys().all(|pool| *pool == self.facts.target);
             if self.released {
                 self.tell(EventKind::Released, self.reason.clone());
             }
-        } else {
-            self.reason = "The Deployment gets all traffic again.".to_owned();
+            return;
         }
+        if !self.status.adopted {
+            self.reason = match self.status.in_place {
+                true => "The Deployment gets its template back, and goes on.".to_owned(),
+                false => "The Deployment gets all traffic again.".to_owned(),
+            };
+            return;
+        }
+        let ready = self.ready(&self.facts.target.clone());
+        let needed = self.needed(FULL, &self.facts.target).max(1);
+        self.reason = format!("Giving the Deployment back: {ready} of {needed} of its pods are ready.");
+        if ready >= needed {
+            (self.status.adopted, self.status.in_place) = (false, false);
+            self.wake(self.now);
+        }
+    }
+
+    /// Whether the user has deleted their Deployment.
+    fn target_is_gone(&self) -> bool {
+        !self.facts.pools.contains_key(&self.facts.target)
+    }
+
+    /// Whether no request needs the revisions' pools any more.
+    fn given_back(&self) -> bool {
+        !self.status.has_begun() && (self.target_is_gone() || self.settled())
     }
 
     /// What the Route has to say, as things stand.
@@ -220,6 +252,10 @@ impl Look<'_> {
         };
         if stable {
             wanted.weights.insert(status.stable.clone(), FULL - weight);
+        }
+        if status.phase == Phase::Adopting && exists(&facts.target) && !facts.shelled {
+            // It stands by until what is under way there has ended: activators tell of pools that the Route names.
+            wanted.weights.insert(facts.target.clone(), 0);
         }
         if !candidate {
             return wanted;
@@ -286,7 +322,14 @@ impl Look<'_> {
         let all_back = "it has to be able to take all traffic back";
         let warm = self.warm_until();
         match self.status.phase {
-            Phase::Adopting => want(&stable, everything.max(1), "it takes the traffic over"),
+            Phase::Adopting => {
+                // One that sleeps is not woken for it.
+                let asleep = self.facts.resting || (self.status.in_place && self.status.adopted);
+                if self.may_stay() == Some(false) {
+                    let pods = everything.max(u32::from(!asleep));
+                    want(&stable, pods, "it takes the traffic over");
+                }
+            }
             Phase::Releasing => {
                 if self.status.adopted {
                     want(
@@ -300,23 +343,32 @@ impl Look<'_> {
                 if let (Some(last), Some(until)) = (self.status.history.first().cloned(), warm)
                     && self.now < until
                 {
-                    want(&last, self.needed(FULL, &last), "it was stable until just now");
+                    // Load comes and goes; one that is kept warm does not go with it.
+                    let pods = self.needed(FULL, &last).max(1);
+                    want(&last, pods, "it was stable until just now");
                     self.wake(until);
                 }
             }
             Phase::RollingBack => want(&stable, everything, all_back),
             phase => {
+                let may_start = phase == Phase::Mirroring || self.attempt.confirmed;
                 let proving = matches!(phase, Phase::Preparing | Phase::Mirroring) && !self.attempt.fast;
-                let share = self.needed(self.attempt.weight.max(self.aim), &candidate);
-                want(
-                    &candidate,
-                    share.max(u32::from(proving)),
-                    "its next weight needs them",
-                );
+                let mut share = self.needed(self.attempt.weight.max(self.aim), &candidate);
+                if self.aim <= self.attempt.weight && self.wakes_by_itself(&candidate, share) {
+                    share = 0;
+                }
+                // Requests of our own wake nobody.
+                let least = u32::from((proving && may_start) || self.synthetic);
+                want(&candidate, share.max(least), "its next weight needs them");
                 match warm.filter(|_| phase == Phase::Baking) {
                     Some(until) if self.now >= until => {}
                     until => {
-                        want(&stable, everything, all_back);
+                        // Without a share of its own it has no traffic that keeps it awake, and with little load in the last
+                        // seconds it would sleep and rise by turns: until the verdict one pod stays.
+                        let bare = self.attempt.weight == FULL && !self.plan.keep_warm.is_zero();
+                        if self.attempt.weight == FULL || !self.wakes_by_itself(&stable, everything) {
+                            want(&stable, everything.max(u32::from(bare)), all_back);
+                        }
                         if let Some(until) = until {
                             self.wake(until);
                         }
@@ -325,6 +377,12 @@ impl Look<'_> {
             }
         }
         pools
+    }
+
+    /// Whether a pool asleep is left to its own requests, which it holds: a request for another one is no reason to wake it,
+    /// and with load for one pod at most there is nothing to get ready for.
+    fn wakes_by_itself(&self, pool: &str, pods: u32) -> bool {
+        pods <= 1 && self.ready(pool) == 0
     }
 
     /// Until when the revision before keeps its pods.
@@ -352,18 +410,34 @@ impl Look<'_> {
         if status.phase.forward() || (status.phase == Phase::RollingBack && self.attempt.weight > 0) {
             ensure(&self.attempt.candidate);
         }
-        if releasing && status.adopted {
+        if releasing && status.has_begun() {
             actions.push(Action::RestoreTarget(status.stable.clone()));
+        }
+        if !releasing && self.plan.pause_target && !facts.paused && !status.stable.is_empty() {
+            actions.push(Action::PauseTarget);
+        }
+        if !releasing && !self.plan.pause_target && facts.held && status.adopted && facts.shelled {
+            actions.push(Action::ResumeTarget);
         }
         let route = self.route();
         let settled = self.settled();
         if !route.weights.is_empty() && route != facts.route.says {
             actions.push(Action::WriteRoute(route));
         }
-        if settled && status.adopted && !facts.shelled && !releasing {
+        let reached = facts.direct && self.ready(&facts.target) > 0;
+        let needed = reached || self.drains_until().is_some();
+        if settled && status.adopted && !facts.shelled && !releasing && !needed {
             actions.push(Action::ShellTarget);
         }
-        if settled && releasing && !status.adopted && !self.released {
+        if settled && releasing && status.adopted && exists(&status.stable) {
+            // The user's own selector selects their pods too: they go before the traffic comes back to it.
+            let others = facts
+                .pools
+                .keys()
+                .filter(|pool| **pool != status.stable && **pool != facts.target);
+            actions.extend(others.cloned().map(Action::RemovePool));
+        }
+        if releasing && self.given_back() && !self.released {
             actions.push(Action::RemovePools);
         }
         actions
@@ -372,6 +446,8 @@ impl Look<'_> {
     fn decision(mut self) -> Decision {
         let pools = self.pools();
         let actions = self.actions();
+        let mut planned = vec![self.next, self.afterwards];
+        planned.retain(|planned| !planned.is_empty());
         let mut status = self.status;
         status.attempt = Some(self.attempt).filter(|attempt| !attempt.uid.is_empty());
         Decision {
@@ -379,10 +455,12 @@ impl Look<'_> {
             actions,
             pools,
             synthetic: self.synthetic,
+            asks: self.asks,
+            measure: self.measure,
             evidence: self.evidence,
             events: self.events,
             reason: self.reason,
-            next: self.next,
+            next: planned.join("; "),
             wake_at: self.wake_at,
             released: self.released,
         }

@@ -1,4 +1,7 @@
 //! Kubernetes Events: bounded, written behind everything else, repeats counted in one object.
+//!
+//! Told only while we lead, and written even if we do so no more then: what they tell of has happened. One that the API server
+//! does not take because it is away or busy is tried again a few times.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,12 +14,12 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use prometheus::IntCounterVec;
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::LIMIT;
-use crate::lease::Leadership;
+use crate::lease::Term;
 
 /// Notices that may wait: a start-up of 1,000 Services with one each fits.
 const WAITING: usize = 1024;
@@ -26,6 +29,12 @@ const SAME_FOR: Duration = Duration::from_secs(600);
 const REPEAT_EVERY: Duration = Duration::from_secs(60);
 /// Events remembered; beyond it the expired go, then all.
 const REMEMBERED: usize = 4096;
+/// Waits before an Event is tried again that may pass later. Those behind it wait in the queue.
+const AGAIN: [Duration; 3] = [
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+];
 /// Longest note that the API accepts, in bytes.
 const LONGEST_NOTE: usize = 1024;
 
@@ -60,12 +69,13 @@ pub(crate) struct Notice {
 #[derive(Clone)]
 pub(super) struct Sender {
     queue: mpsc::Sender<Notice>,
+    term: Term,
     results: IntCounterVec,
 }
 
 impl Sender {
     pub(super) fn send(&self, notice: Notice) {
-        if self.queue.try_send(notice).is_err() {
+        if !self.term.lasts() || self.queue.try_send(notice).is_err() {
             self.results.with_label_values(&["dropped"]).inc();
         }
     }
@@ -74,7 +84,6 @@ impl Sender {
 /// Writes Events, one at a time.
 pub(crate) struct EventWriter {
     client: Client,
-    leading: watch::Receiver<Leadership>,
     name: String,
     queue: mpsc::Receiver<Notice>,
     results: IntCounterVec,
@@ -90,20 +99,20 @@ struct Known {
 
 pub(super) fn channel(
     client: Client,
-    leading: watch::Receiver<Leadership>,
+    term: Term,
     name: &str,
     results: IntCounterVec,
 ) -> (Sender, EventWriter) {
     let (queue, receiver) = mpsc::channel(WAITING);
     let writer = EventWriter {
         client,
-        leading,
         name: name.to_owned(),
         queue: receiver,
         results: results.clone(),
         known: HashMap::new(),
     };
-    (Sender { queue, results }, writer)
+    let sender = Sender { queue, term, results };
+    (sender, writer)
 }
 
 impl EventWriter {
@@ -124,10 +133,6 @@ impl EventWriter {
     }
 
     async fn write(&mut self, mut notice: Notice) {
-        if !self.leading.borrow().leader {
-            self.results.with_label_values(&["dropped"]).inc();
-            return;
-        }
         cut(&mut notice.note, LONGEST_NOTE);
         self.forget(&notice);
         let result = match self.known.get_mut(&notice) {
@@ -170,55 +175,74 @@ impl EventWriter {
     }
 
     async fn create(&mut self, notice: Notice) -> Result<(), String> {
-        let now = Timestamp::now();
-        let Subject {
-            kind,
-            namespace,
-            name,
-            uid,
-        } = notice.subject.clone();
-        let event_name = format!("{name}.{:x}", now.as_nanosecond());
-        let api_version = match kind {
-            "Route" | "Rollout" => "dormouse.dev/v1alpha1",
-            "Service" => "v1",
-            _ => "apps/v1",
-        };
-        let event = Event {
-            metadata: ObjectMeta {
-                name: Some(event_name.clone()),
-                namespace: Some(namespace.clone()),
-                ..ObjectMeta::default()
-            },
-            action: Some(notice.action.to_owned()),
-            reason: Some(notice.reason.to_owned()),
-            note: Some(notice.note.clone()),
-            type_: Some(if notice.warning { "Warning" } else { "Normal" }.to_owned()),
-            event_time: Some(MicroTime(now)),
-            regarding: Some(ObjectReference {
-                api_version: Some(api_version.to_owned()),
-                kind: Some(kind.to_owned()),
-                namespace: Some(namespace.clone()),
-                name: Some(name),
-                uid: Some(uid),
-                ..ObjectReference::default()
-            }),
-            reporting_controller: Some("dormouse.dev/autoscaler".to_owned()),
-            reporting_instance: Some(self.name.clone()),
-            ..Event::default()
-        };
-        let api = Api::<Event>::namespaced(self.client.clone(), &namespace);
-        done(timeout(LIMIT, api.create(&PostParams::default(), &event)).await)?;
+        let event = event(&notice, &self.name);
+        let api = Api::<Event>::namespaced(self.client.clone(), &notice.subject.namespace);
+        let mut again = AGAIN.into_iter();
+        let mut may_be_there = false;
+        loop {
+            let result = timeout(LIMIT, api.create(&PostParams::default(), &event)).await;
+            let refused = match &result {
+                Ok(Ok(_)) => break,
+                Ok(Err(kube::Error::Api(status))) => Some(status.code),
+                Ok(Err(_)) | Err(_) => None,
+            };
+            // An earlier try has arrived after all: nobody else's has this name.
+            if refused == Some(409) && may_be_there {
+                break;
+            }
+            may_be_there = true;
+            let is_final = refused.is_some_and(|code| (400..500).contains(&code) && code != 429);
+            match again.next().filter(|_| !is_final) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return done(result),
+            }
+            self.results.with_label_values(&["retried"]).inc();
+        }
         let at = Instant::now();
         self.known.insert(
             notice,
             Known {
-                name: event_name,
+                name: event.metadata.name.unwrap_or_default(),
                 count: 1,
                 seen: at,
                 written: at,
             },
         );
         Ok(())
+    }
+}
+
+/// As the API has it. It is named after the moment, to the nanosecond.
+fn event(notice: &Notice, instance: &str) -> Event {
+    let now = Timestamp::now();
+    let subject = &notice.subject;
+    let api_version = match subject.kind {
+        "Route" | "Rollout" => "dormouse.dev/v1alpha1",
+        "Service" => "v1",
+        _ => "apps/v1",
+    };
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{}.{:x}", subject.name, now.as_nanosecond())),
+            namespace: Some(subject.namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        action: Some(notice.action.to_owned()),
+        reason: Some(notice.reason.to_owned()),
+        note: Some(notice.note.clone()),
+        type_: Some(if notice.warning { "Warning" } else { "Normal" }.to_owned()),
+        event_time: Some(MicroTime(now)),
+        regarding: Some(ObjectReference {
+            api_version: Some(api_version.to_owned()),
+            kind: Some(subject.kind.to_owned()),
+            namespace: Some(subject.namespace.clone()),
+            name: Some(subject.name.clone()),
+            uid: Some(subject.uid.clone()),
+            ..ObjectReference::default()
+        }),
+        reporting_controller: Some("dormouse.dev/autoscaler".to_owned()),
+        reporting_instance: Some(instance.to_owned()),
+        ..Event::default()
     }
 }
 

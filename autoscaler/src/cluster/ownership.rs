@@ -1,20 +1,23 @@
 //! Giving up ownership of a field: the edit of `managedFields` after a change of ours.
 //!
 //! Whoever changes a field owns it, and the owner's name is in the way of every later server-side apply without force. So
-//! we change it and then take our entry away again: from `spec.selector` (an atomic map: one key of it is all of it) and
-//! from `spec.replicas`. The edit is bound to the resourceVersion that it was made from.
+//! we change it and then take our entry away again: from `spec.selector` (an atomic map: one key of it is all of it), from
+//! `spec.replicas`, and from a Deployment's `spec.template` and `spec.paused`. The edit is bound to the resourceVersion that
+//! it was made from.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use serde_json::{Value, json};
 
 /// `spec.selector`, as field sets name it.
-pub(super) const SELECTOR: &str = "f:selector";
+pub(crate) const SELECTOR: &str = "f:selector";
 /// `spec.replicas`.
-pub(super) const REPLICAS: &str = "f:replicas";
+pub(crate) const REPLICAS: &str = "f:replicas";
+/// What we change of a Deployment that is rolled out.
+pub(crate) const ROLLED_OUT: [&str; 2] = ["f:template", "f:paused"];
 
-/// The JSON patch that takes `field` of the spec out of all that `manager` (`None`: anybody) owns; `None` when it does not
-/// own it.
-pub(super) fn disown(metadata: &ObjectMeta, manager: Option<&str>, field: &str) -> Option<Value> {
+/// The JSON patch that takes `wanted` fields of the spec out of all that `manager` (`None`: anybody) owns; `None` when it owns
+/// none of them.
+pub(super) fn disown(metadata: &ObjectMeta, manager: Option<&str>, wanted: &[&str]) -> Option<Value> {
     let old = metadata.managed_fields.as_ref()?;
     let mut new: Vec<ManagedFieldsEntry> = Vec::with_capacity(old.len());
     let mut found = false;
@@ -22,7 +25,7 @@ pub(super) fn disown(metadata: &ObjectMeta, manager: Option<&str>, field: &str) 
         let mut entry = entry.clone();
         if (manager.is_none() || entry.manager.as_deref() == manager)
             && let Some(fields) = entry.fields_v1.as_mut().map(|fields| &mut fields.0)
-            && take(fields, field)
+            && take(fields, wanted)
         {
             found = true;
             if fields.as_object().is_none_or(serde_json::Map::is_empty) {
@@ -46,15 +49,17 @@ pub(super) fn disown(metadata: &ObjectMeta, manager: Option<&str>, field: &str) 
     Some(Value::Array(patch))
 }
 
-/// Takes `f:spec` / `field` out of a field set, and `f:spec` when nothing else is in it. Returns whether it was there.
-fn take(fields: &mut Value, field: &str) -> bool {
+/// Takes `wanted` fields of `f:spec` out of a field set, and `f:spec` when nothing else is in it. Returns whether one was there.
+fn take(fields: &mut Value, wanted: &[&str]) -> bool {
     let Some(all) = fields.as_object_mut() else {
         return false;
     };
     let Some(spec) = all.get_mut("f:spec").and_then(Value::as_object_mut) else {
         return false;
     };
-    let found = spec.remove(field).is_some();
+    let before = spec.len();
+    spec.retain(|field, _| !wanted.contains(&field.as_str()));
+    let found = spec.len() < before;
     // `.` alone says that the struct itself is owned: nothing is left of it.
     let empty = spec.keys().all(|key| key == ".");
     if found && empty {
@@ -105,7 +110,7 @@ mod tests {
                 Some(json!([entry(AUTOSCALER_MANAGER, rest)])),
             ),
         ] {
-            let patch = disown(&metadata(managed), Some(AUTOSCALER_MANAGER), SELECTOR);
+            let patch = disown(&metadata(managed), Some(AUTOSCALER_MANAGER), &[SELECTOR]);
             assert_eq!(
                 patch.as_ref().map(|patch| &patch[1]["value"]),
                 want.as_ref(),
@@ -132,7 +137,7 @@ mod tests {
             (Some(SCALE_MANAGER), SELECTOR, None),
             (None, SELECTOR, Some(SCALE_MANAGER)),
         ] {
-            let patch = disown(&metadata(all.clone()), manager, field);
+            let patch = disown(&metadata(all.clone()), manager, &[field]);
             let kept = patch.as_ref().map(|patch| {
                 let entries = patch[1]["value"].as_array().expect("a list");
                 assert_eq!(entries.len(), 1, "{manager:?} {field}");

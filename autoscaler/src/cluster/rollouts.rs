@@ -1,8 +1,10 @@
 //! Writes for rollouts: statuses, revisions, and the Deployments that are their pools.
 
-use crds::names::{AUTOSCALER_MANAGER, RELEASE_FINALIZER};
+use crds::names::{AUTOSCALER_MANAGER, PAUSED_ANNOTATION, RELEASE_FINALIZER};
+use crds::revision::RevisionStatus;
 use crds::{Revision, Rollout};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Secret;
 use kube::api::PostParams;
 use kube::{Api, Resource};
 use serde_json::{Value, json};
@@ -65,6 +67,21 @@ impl Cluster {
         self.create("revision", &api, revision).await
     }
 
+    /// Writes the status of a Revision: all that we write there, so that what is empty is cleared.
+    pub(crate) async fn write_revision_status(
+        &self,
+        namespace: &str,
+        name: &str,
+        status: &RevisionStatus,
+    ) -> Result<(), Error> {
+        let mut body = json!({ "status": status });
+        body["status"]["pool"] = json!(status.pool);
+        let path = format!("{}/{name}/status", Revision::url_path(&(), Some(namespace)));
+        self.patch::<Value>("revision_status", &path, AUTOSCALER_MANAGER, MERGE, &body)
+            .await
+            .map(drop)
+    }
+
     /// Deletes a Revision.
     pub(crate) async fn delete_revision(&self, namespace: &str, name: &str) -> Result<(), Error> {
         self.delete::<Revision>("revision_delete", namespace, name, None)
@@ -78,11 +95,92 @@ impl Cluster {
         let request = http::Request::get(path)
             .header(http::header::ACCEPT, "application/json")
             .body(Vec::new())
-            .map_err(|error| {
-                let error = kube::core::request::Error::BuildRequest(error);
-                super::failed(what, kube::Error::BuildRequest(error))
-            })?;
+            .map_err(|error| unbuilt(what, error))?;
         self.read(what, self.client.request::<Value>(request)).await
+    }
+
+    /// A ConfigMap or Secret, by the name that paths give its kind; `None`: there is none.
+    pub(crate) async fn read_config(
+        &self,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, Error> {
+        let what = "config_read";
+        let request = http::Request::get(format!("{}/{name}", config_path(plural, namespace)))
+            .header(http::header::ACCEPT, "application/json")
+            .body(Vec::new())
+            .map_err(|error| unbuilt(what, error))?;
+        match self.read(what, self.client.request::<Value>(request)).await {
+            Ok(object) => Ok(Some(object)),
+            Err(Error::Gone(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates a copy of a ConfigMap or Secret.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when something of that name is there.
+    pub(crate) async fn create_config(
+        &self,
+        plural: &str,
+        namespace: &str,
+        copy: &Value,
+    ) -> Result<(), Error> {
+        let what = "config_copy";
+        let path = config_path(plural, namespace);
+        let request = http::Request::post(format!("{path}?fieldManager={AUTOSCALER_MANAGER}"))
+            .header(http::header::ACCEPT, "application/json")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(copy.to_string().into_bytes())
+            .map_err(|error| unbuilt(what, error))?;
+        self.gate(what, self.client.request::<Value>(request))
+            .await
+            .map(drop)
+    }
+
+    /// Adds an owner to a copy that is still as it was read.
+    pub(crate) async fn share_config(
+        &self,
+        plural: &str,
+        namespace: &str,
+        copy: &Value,
+        owner: &Value,
+    ) -> Result<(), Error> {
+        let mut owners = copy
+            .pointer("/metadata/ownerReferences")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        owners.push(owner.clone());
+        let version = copy.pointer("/metadata/resourceVersion");
+        let body = json!({ "metadata": { "resourceVersion": version, "ownerReferences": owners } });
+        let name = copy
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let path = format!("{}/{name}", config_path(plural, namespace));
+        self.patch::<Value>("config_share", &path, AUTOSCALER_MANAGER, MERGE, &body)
+            .await
+            .map(drop)
+    }
+
+    /// The text under a key of a Secret, without white space around it. `None`: there is no text under it.
+    ///
+    /// # Errors
+    /// [`Error::is_forbidden`] where nobody has granted it: we may not read Secrets by default.
+    pub(crate) async fn read_secret(
+        &self,
+        namespace: &str,
+        name: &str,
+        key: &str,
+    ) -> Result<Option<String>, Error> {
+        let api = Api::<Secret>::namespaced(self.client.clone(), namespace);
+        let secret = self.read("secret_read", api.get(name)).await?;
+        let value = secret.data.and_then(|mut data| data.remove(key));
+        let text = value.and_then(|value| String::from_utf8(value.0).ok());
+        Ok(text.map(|text| text.trim().to_owned()))
     }
 
     /// Creates the pool of a revision, unless it is there.
@@ -115,6 +213,22 @@ impl Cluster {
             .map(drop)
     }
 
+    /// Pauses a Deployment and notes that it was us, or lets it go on.
+    pub(crate) async fn pause(&self, namespace: &str, name: &str, pause: bool) -> Result<(), Error> {
+        let (paused, note) = match pause {
+            true => (json!(true), json!("true")),
+            false => (Value::Null, Value::Null),
+        };
+        let body = json!({
+            "metadata": { "annotations": { PAUSED_ANNOTATION: note } },
+            "spec": { "paused": paused },
+        });
+        let path = deployment_path(namespace, name);
+        self.patch::<Value>("pause", &path, AUTOSCALER_MANAGER, MERGE, &body)
+            .await
+            .map(drop)
+    }
+
     /// Has the pods of a Deployment made anew, as `kubectl rollout restart` does.
     pub(crate) async fn restart(&self, namespace: &str, name: &str, at: &str) -> Result<(), Error> {
         let annotations = json!({ "kubectl.kubernetes.io/restartedAt": at });
@@ -133,11 +247,24 @@ impl Cluster {
             field_manager: Some(AUTOSCALER_MANAGER.to_owned()),
             ..PostParams::default()
         };
-        match self.gate(what, api.create(&params, object)).await {
-            Err(Error::Conflict(..)) | Ok(_) => Ok(()),
-            Err(error) => Err(error),
-        }
+        let created = async {
+            match api.create(&params, object).await {
+                // Only this one says that it is there: a quota that two requests wrote at once is a conflict as well.
+                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
+                created => created.map(drop),
+            }
+        };
+        self.gate(what, created).await
     }
+}
+
+fn unbuilt(what: &'static str, error: http::Error) -> Error {
+    let error = kube::core::request::Error::BuildRequest(error);
+    super::failed(what, kube::Error::BuildRequest(error))
+}
+
+fn config_path(plural: &str, namespace: &str) -> String {
+    format!("/api/v1/namespaces/{namespace}/{plural}")
 }
 
 fn deployment_path(namespace: &str, name: &str) -> String {

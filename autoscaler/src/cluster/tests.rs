@@ -11,10 +11,16 @@ type Seen = Arc<Mutex<Vec<(String, String, Value)>>>;
 
 /// A server that answers each request with `status` and `answer`, after `wait`.
 fn server(status: u16, answer: Value, wait: Duration) -> (Client, Seen) {
+    server_of(vec![(status, answer)], wait)
+}
+
+/// A server that gives one answer after the other, and then the last again and again.
+fn server_of(answers: Vec<(u16, Value)>, wait: Duration) -> (Client, Seen) {
     let seen = Seen::default();
     let log = Arc::clone(&seen);
     let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
-        let (log, answer) = (Arc::clone(&log), answer.clone());
+        let at = log.lock().len().min(answers.len() - 1);
+        let (log, (status, answer)) = (Arc::clone(&log), answers[at].clone());
         async move {
             let (parts, body) = request.into_parts();
             let body = body
@@ -36,12 +42,8 @@ fn server(status: u16, answer: Value, wait: Duration) -> (Client, Seen) {
 
 fn cluster(client: Client, leader: bool) -> (Cluster, Registry) {
     let registry = Registry::new();
-    let leading = watch::Sender::new(Leadership {
-        leader,
-        epoch_base: 0,
-    })
-    .subscribe();
-    (Cluster::new(client, leading, "test", &registry).0, registry)
+    let term = if leader { Term::endless() } else { Term::default() };
+    (Cluster::new(client, term, "test", &registry).0, registry)
 }
 
 fn counted(registry: &Registry, write: &str, result: &str) -> bool {
@@ -129,6 +131,20 @@ async fn a_write_without_an_answer_ends_after_five_seconds() {
 }
 
 #[tokio::test]
+async fn what_is_created_is_there_already_only_when_the_server_says_so() {
+    for (reason, fine) in [("AlreadyExists", true), ("Conflict", false)] {
+        let status =
+            json!({ "kind": "Status", "status": "Failure", "code": 409, "message": "m", "reason": reason });
+        let (client, _) = server(409, status, Duration::ZERO);
+        let created = cluster(client, true)
+            .0
+            .create_revision(&crds::Revision::default())
+            .await;
+        assert_eq!(created.is_ok(), fine, "{reason}");
+    }
+}
+
+#[tokio::test]
 async fn answers_are_told_apart() {
     let status = |code: u16| json!({ "kind": "Status", "status": "Failure", "code": code, "message": "m", "reason": "r" });
     for (code, label) in [
@@ -143,6 +159,13 @@ async fn answers_are_told_apart() {
         assert!(cluster.scale("default", &workload(), 1).await.is_err(), "{code}");
         assert!(counted(&registry, "scale", label), "{code}");
     }
+    // It names what is wrong with the object itself: looking again does not make that better.
+    let mut invalid = status(422);
+    invalid["details"] =
+        json!({ "causes": [{ "field": "spec.template", "reason": "FieldValueInvalid", "message": "no" }] });
+    let (client, _) = server(422, invalid, Duration::ZERO);
+    let refused = cluster(client, true).0.scale("default", &workload(), 1).await;
+    assert_eq!(refused.expect_err("it is invalid").refusal(), Some("m"));
     let (client, _) = server(404, status(404), Duration::ZERO);
     cluster(client, true)
         .0
@@ -224,17 +247,8 @@ async fn a_private_service_publishes_all_addresses_on_ports_named_after_the_rout
     );
 }
 
-#[tokio::test]
-async fn events_are_counted_into_the_one_they_repeat_and_never_wait() {
-    let (client, seen) = server(201, json!({ "metadata": {}, "eventTime": null }), Duration::ZERO);
-    let registry = Registry::new();
-    let leading = watch::Sender::new(Leadership {
-        leader: true,
-        epoch_base: 0,
-    })
-    .subscribe();
-    let (cluster, writer) = Cluster::new(client, leading, "test", &registry);
-    let notice = |note: &str| Notice {
+fn notice(note: &str) -> Notice {
+    Notice {
         subject: Subject {
             kind: "Service",
             namespace: "default".into(),
@@ -245,7 +259,14 @@ async fn events_are_counted_into_the_one_they_repeat_and_never_wait() {
         reason: "Headless",
         action: "Capture",
         note: note.into(),
-    };
+    }
+}
+
+#[tokio::test]
+async fn events_are_counted_into_the_one_they_repeat_and_never_wait() {
+    let (client, seen) = server(201, json!({ "metadata": {}, "eventTime": null }), Duration::ZERO);
+    let registry = Registry::new();
+    let (cluster, writer) = Cluster::new(client, Term::endless(), "test", &registry);
     for _ in 0..2000 {
         cluster.event(notice("same"));
     }
@@ -256,4 +277,59 @@ async fn events_are_counted_into_the_one_they_repeat_and_never_wait() {
     assert_eq!(seen.lock().len(), 1, "a thousand repeats are one Event");
     assert_eq!(seen.lock()[0].2["regarding"]["name"], "web");
     assert!(counted(&registry, "repeated", "repeated"));
+}
+
+/// Tells one Event to a server that answers so; how often it was tried.
+async fn told(answers: &[u16]) -> (usize, Registry) {
+    let answers = answers.iter().map(|code| match code {
+        201 => (201, json!({ "metadata": {}, "eventTime": null })),
+        code => (
+            *code,
+            json!({ "kind": "Status", "status": "Failure", "code": code, "message": "no" }),
+        ),
+    });
+    let (client, seen) = server_of(answers.collect(), Duration::ZERO);
+    let registry = Registry::new();
+    let (cluster, writer) = Cluster::new(client, Term::endless(), "test", &registry);
+    cluster.event(notice("once"));
+    let stop = tokio_util::sync::CancellationToken::new();
+    stop.cancel();
+    writer.run(stop).await;
+    let seen = seen.lock();
+    let name = |(_, _, body): &(String, String, Value)| body["metadata"]["name"].clone();
+    assert!(
+        seen.iter().all(|one| name(one) == name(&seen[0])),
+        "each try is of the same Event"
+    );
+    (seen.len(), registry)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_may_be_taken_later_is_tried_again() {
+    for (answers, tries, end) in [
+        (&[201][..], 1, "written"),
+        (&[503, 429, 201], 3, "written"),
+        // The first try has arrived, though its answer said otherwise.
+        (&[504, 409], 2, "written"),
+        (&[409], 1, "failed"),
+        (&[403], 1, "failed"),
+        (&[500], 4, "failed"),
+    ] {
+        let (tried, registry) = told(answers).await;
+        assert_eq!(tried, tries, "{answers:?}");
+        assert!(counted(&registry, end, end), "{answers:?}");
+        assert_eq!(counted(&registry, "retried", "retried"), tries > 1, "{answers:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_is_told_only_by_who_leads() {
+    let (client, seen) = server(201, json!({ "metadata": {}, "eventTime": null }), Duration::ZERO);
+    let registry = Registry::new();
+    let (cluster, writer) = Cluster::new(client, Term::default(), "test", &registry);
+    cluster.event(notice("not mine to tell"));
+    let stop = tokio_util::sync::CancellationToken::new();
+    stop.cancel();
+    writer.run(stop).await;
+    assert!(seen.lock().is_empty() && counted(&registry, "dropped", "dropped"));
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crds::Settings;
-use crds::route::Route;
+use crds::route::{Route, Workload, WorkloadKind};
+use crds::{Rollout, Settings};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ListParams;
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use super::{Facts, Labels, WorkloadFacts};
@@ -74,7 +74,30 @@ pub async fn gather(client: &Client, namespace: &str, service: &str) -> Result<F
         namespace: key.namespace.clone(),
         name: key.name.clone(),
     };
-    from_index(&index, &key, &policies, |_| None).ok_or_else(missing)
+    let rollouts = rollouts(client, namespace).await?;
+    let rolled_out = |workload: &Workload| {
+        let mut of = rollouts.iter().filter(|rollout| {
+            let (spec, status) = (&rollout.spec, &rollout.status);
+            workload.kind == WorkloadKind::Deployment
+                && spec.target_ref.name == workload.name
+                && spec.service_ref.name != service
+                && status
+                    .as_ref()
+                    .is_some_and(crds::rollout::RolloutStatus::has_begun)
+        });
+        of.next()
+            .map(|rollout| (rollout.spec.service_ref.name.clone(), rollout.name_any()))
+    };
+    from_index(&index, &key, &policies, |_| None, rolled_out).ok_or_else(missing)
+}
+
+async fn rollouts(client: &Client, namespace: &str) -> Result<Vec<Rollout>, GatherError> {
+    let api = Api::<Rollout>::namespaced(client.clone(), namespace);
+    match api.list(&ListParams::default()).await {
+        Ok(list) => Ok(list.items),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        Err(error) => Err(read::<Rollout>(error)),
+    }
 }
 
 fn read<K: Resource<DynamicType = ()>>(source: kube::Error) -> GatherError {
@@ -114,6 +137,7 @@ pub(crate) fn from_index(
     key: &RouteKey,
     policies: &[NetworkPolicy],
     in_force: impl Fn(&RouteKey) -> Option<Settings>,
+    rolled_out: impl Fn(&Workload) -> Option<(String, String)>,
 ) -> Option<Facts> {
     let service = index.service(key)?;
     let namespace = index.namespace(&key.namespace);
@@ -161,6 +185,10 @@ pub(crate) fn from_index(
         service: service.as_ref().clone(),
         namespace: namespace.as_ref().clone(),
         parsed,
+        rolled_out: match workloads.as_slice() {
+            [one] => rolled_out(&one.workload),
+            _ => None,
+        },
         workloads,
         sharers,
         bystanders,

@@ -43,6 +43,7 @@ fn facts(service: Value, pod: Value) -> Facts {
         parsed,
         workloads: vec![WorkloadFacts::from(&workload)],
         sharers: vec![],
+        rolled_out: None,
         bystanders: vec![],
         hpas: vec![],
         policies: vec![],
@@ -104,6 +105,10 @@ fn each_refusal_has_its_reason_and_its_fix() {
         sharers: vec![("admin".into(), settings(3))],
         ..service(json!({}))
     };
+    let rolled_out = Facts {
+        rolled_out: Some(("front".into(), "front-rollout".into())),
+        ..service(json!({}))
+    };
     let hpa = HpaFacts {
         name: "keda-hpa".into(),
         scaled_object: Some("it".into()),
@@ -151,6 +156,7 @@ fn each_refusal_has_its_reason_and_its_fix() {
             "deployment/other and deployment/web",
         ),
         (shared, reason::WORKLOAD_SHARED, "admin"),
+        (rolled_out, reason::ROLLED_OUT, "Service front, so Service web"),
         (keda, reason::SCALED_OBJECT, "ScaledObject it"),
     ] {
         let refusals = refusals(&facts);
@@ -403,7 +409,7 @@ fn a_service_that_is_given_back_is_not_warned_of_itself() {
         namespace: "default".into(),
         name: "web".into(),
     };
-    let facts = from_index(&index, &key, &[], |_| None).expect("it is known");
+    let facts = from_index(&index, &key, &[], |_| None, |_| None).expect("it is known");
     assert_eq!(facts.workloads.len(), 1);
     assert_eq!(facts.bystanders, ["other"]);
 }

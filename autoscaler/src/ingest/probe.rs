@@ -4,14 +4,31 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crds::report::{ProbeOrder, ProbeResult};
+use crds::report::{PROBE_MS, ProbeOrder, ProbeResult};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::{Endpoint, Fleet};
 use crate::state::RouteKey;
 
-/// Longest a self-probe may take: its tries are short connections within the cluster.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest a self-probe may take.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(PROBE_MS);
+
+/// An order on its way to a stream.
+#[derive(Debug)]
+pub(super) struct Ordered {
+    pub(super) order: ProbeOrder,
+    pub(super) at: Instant,
+}
+
+impl Ordered {
+    /// The order as it is sent now; `None`: nobody waits for its answer any more.
+    pub(super) fn send(mut self) -> Option<ProbeOrder> {
+        let age = self.at.elapsed();
+        self.order.age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        (age < PROBE_TIMEOUT).then_some(self.order)
+    }
+}
 
 /// The outcome of a self-probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +57,7 @@ impl Fleet {
             route: route.name.clone(),
             address: address.to_owned(),
             tries,
+            age_ms: 0,
         };
         let (by, answer) = match self.order(order) {
             Ok(ordered) => ordered,
@@ -95,11 +113,29 @@ impl Fleet {
         };
         let name = stream.live.name.clone();
         let id = order.id;
-        if stream.orders.try_send(order).is_err() {
+        let at = Instant::now();
+        if stream.orders.try_send(Ordered { order, at }).is_err() {
             return Err("too many self-probes wait for the activator's stream");
         }
         let (answer, receiver) = oneshot::channel();
         state.probes.insert(id, (endpoint, answer));
         Ok((name, receiver))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_that_nobody_waits_for_is_not_sent() {
+        for (waited, sent) in [(0, Some(0)), (9_999, Some(9_999)), (10_000, None), (60_000, None)] {
+            let ordered = Ordered {
+                order: ProbeOrder::default(),
+                at: Instant::now(),
+            };
+            tokio::time::advance(Duration::from_millis(waited)).await;
+            assert_eq!(ordered.send().map(|order| order.age_ms), sent, "{waited}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use crds::names::REPORT_PATH;
-use crds::report::{Directive, HEARTBEAT_MS, LONGEST_LINE, ProbeOrder, Report, SILENCE_MS};
+use crds::report::{Directive, HEARTBEAT_MS, LONGEST_LINE, Report, SILENCE_MS};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
+use super::probe::Ordered;
 use super::{Endpoint, Fleet, ORDERS, Sink};
 
 /// First wait before dialling again. Doubles up to [`LONGEST_BACK_OFF`].
@@ -135,7 +136,7 @@ async fn session(
         opened = opening => opened?,
     };
     let mut directives = fleet.directives.subscribe();
-    let (order, mut orders) = mpsc::channel::<ProbeOrder>(ORDERS);
+    let (order, mut orders) = mpsc::channel::<Ordered>(ORDERS);
     let mut splitter = Lines::default();
     let mut heard = Instant::now();
     let mut repeated = Instant::now();
@@ -170,9 +171,9 @@ async fn session(
                 }
             }
             Some(first) = orders.recv() => {
-                probes.push(first);
+                probes.extend(first.send());
                 while let Ok(more) = orders.try_recv() {
-                    probes.push(more);
+                    probes.extend(more.send());
                 }
             }
             changed = directives.changed() => if changed.is_err() { return Ok(()) },

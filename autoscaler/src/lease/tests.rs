@@ -75,6 +75,7 @@ fn store(world: &mut World, mut lease: Value) -> Value {
 
 struct Running {
     leading: watch::Receiver<Leadership>,
+    term: Term,
     release_all: watch::Receiver<bool>,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
@@ -83,9 +84,11 @@ struct Running {
 fn start(world: &Shared, name: &str) -> Running {
     let elector = Elector::new(client(world), "dormouse-system", name, DURATION);
     let (leading, release_all) = (elector.leading(), elector.release_all());
+    let term = elector.term();
     let stop = CancellationToken::new();
     Running {
         leading,
+        term,
         release_all,
         task: tokio::spawn(elector.run(stop.clone())),
         stop,
@@ -168,6 +171,19 @@ async fn a_leader_that_cannot_renew_stops_before_anybody_may_start() {
         first + (1 << 32),
         "its second term begins above every epoch of its first"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_stopped_for_a_while_writes_no_more_although_nobody_has_told_it() {
+    let world = Shared::default();
+    let mut one = start(&world, "one");
+    leads(&mut one, true, Duration::from_secs(1)).await;
+    tokio::time::sleep(DURATION * 3).await;
+    assert!(one.term.lasts(), "renewals make it longer");
+    // The clock goes on, and none of the process's tasks runs.
+    one.task.abort();
+    tokio::time::sleep(DURATION * 4 / 5).await;
+    assert!(one.leading.borrow().leader && !one.term.lasts());
 }
 
 #[tokio::test(start_paused = true)]

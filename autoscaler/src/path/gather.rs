@@ -19,7 +19,7 @@ use crate::cluster::{PrivateService, SliceSpec};
 use crate::examine::{self, Finding, Severity, WorkloadFacts};
 use crate::ingest::{Ack, Live};
 use crate::state::{Divided, RouteKey};
-use crate::watch::slim::ServiceFacts;
+use crate::watch::slim::{HpaFacts, ServiceFacts};
 
 /// How long after it began to lead a leader's streams may not be dialled yet.
 const DIALLING: Duration = Duration::from_secs(3);
@@ -40,6 +40,8 @@ pub(super) struct Seen {
     pub(super) pool: Option<PoolKey>,
     /// Other Services have their pods in the pool.
     pub(super) shared: bool,
+    /// Another Service has the workload, whose pods are revisions' now.
+    pub(super) claimed: bool,
     pub(super) hpa: Option<String>,
     /// The Route as it is.
     pub(super) route: Option<Arc<Route>>,
@@ -52,6 +54,8 @@ pub(super) struct Seen {
     pub(super) pools: Vec<(PoolKey, Workload)>,
     /// Pods that single pools need at least, and why.
     pub(super) needs: BTreeMap<PoolKey, (u32, String)>,
+    /// The pool that does not go to zero, and why.
+    pub(super) stays: Option<(PoolKey, String)>,
     /// Pools that get no requests.
     pub(super) idle: BTreeSet<PoolKey>,
     /// Pools of the Route as it is that it should not have any more.
@@ -84,7 +88,8 @@ impl<A: Activators> Capture<A> {
                 .get(other)
                 .map(|entry| entry.settings.as_ref().clone())
         };
-        let examined = examine::from_index(&self.index, key, &policies, in_force)?;
+        let rolled_out = |workload: &Workload| self.divisions.claimed(key, workload);
+        let examined = examine::from_index(&self.index, key, &policies, in_force, rolled_out)?;
         let settings = self.settings(unit, &examined, route.as_deref());
         let examined = examine::Facts {
             parsed: crds::annotation::Parsed {
@@ -130,7 +135,8 @@ impl<A: Activators> Capture<A> {
             refusal,
             findings,
             settings,
-            hpa: examined.hpas.first().map(|hpa| hpa.name.clone()),
+            hpa: self.hpa(key, split.as_ref(), &examined.hpas),
+            claimed: examined.rolled_out.is_some(),
             shared: false,
             workload,
             pool,
@@ -139,6 +145,7 @@ impl<A: Activators> Capture<A> {
             private: Vec::new(),
             pools: Vec::new(),
             needs: BTreeMap::new(),
+            stays: None,
             idle: BTreeSet::new(),
             left_pools: Vec::new(),
             activators: Vec::new(),
@@ -152,6 +159,7 @@ impl<A: Activators> Capture<A> {
         seen.pools = want::pools(key, &seen.pool, seen.workload.as_deref(), split.as_ref());
         if let Some(split) = &split {
             seen.needs = split.needs(&key.namespace);
+            seen.stays = split.stays(&key.namespace);
             seen.idle = split.idle(&key.namespace);
         }
         self.private(key, &mut seen);
@@ -173,9 +181,21 @@ impl<A: Activators> Capture<A> {
                     facts.is_some_and(|facts| facts.revision.is_some())
                 };
                 let divided = route.spec.pools.iter().any(|pool| is_revision(&pool.workload));
-                divided.then(|| Split::kept(route))
+                divided.then(|| Split::kept(&self.index, key, route))
             }
         }
+    }
+
+    /// Who scales the pods beyond the first. One on a workload that is only a template does nothing, as it has no pods.
+    fn hpa(&self, key: &RouteKey, split: Option<&Split>, of_workload: &[HpaFacts]) -> Option<String> {
+        let Some(split) = split else {
+            return of_workload.first().map(|hpa| hpa.name.clone());
+        };
+        let mut pools = split.workloads();
+        pools.find_map(|pool| {
+            let all = self.index.hpas_of(&key.namespace, pool);
+            all.first().map(|hpa| hpa.name.clone())
+        })
     }
 
     /// The settings in force: what is annotated, or the last good ones while something of it is invalid.
@@ -364,7 +384,13 @@ impl<A: Activators> Capture<A> {
         let ready = workload.map_or(0, |workload| workload.ready_replicas.min(workload.replicas));
         let listed: usize = seen.pods.iter().map(|slice| slice.endpoints.len()).sum();
         let listed = u32::try_from(listed).unwrap_or(u32::MAX);
-        let (wanted, last) = (seen.wanted, !seen.shared);
+        let (wanted, last, claimed) = (seen.wanted, !seen.shared, seen.claimed);
+        // Pods of its workload's revisions do as well.
+        let ready = if claimed {
+            ready.max(seen.ours.built_in)
+        } else {
+            ready
+        };
         let facts = &mut seen.facts;
         facts.wanted = match (&seen.refusal, wanted) {
             (Some(refusal), _) => Wanted::Refused {
@@ -399,7 +425,7 @@ impl<A: Activators> Capture<A> {
             Some(_) => RouteFact::Outdated,
         };
         facts.original_recorded = workload.is_none_or(|workload| workload.original_replicas.is_some());
-        facts.any_original = last && noted.is_some();
+        facts.any_original = last && !claimed && noted.is_some();
         facts.original = noted
             .or(workload.map(|workload| workload.replicas))
             .unwrap_or(1)

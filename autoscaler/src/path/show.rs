@@ -44,12 +44,16 @@ impl<A: Activators> Capture<A> {
             Some(finding) => Some(finding.message.clone()),
             None => Some(step.condition.message.clone()).filter(|_| step.stage != Stage::Captured),
         };
+        // What nothing of its traffic depends on is another Service's to scale.
+        let own = !seen.claimed || seen.facts.key;
         let entry = Entry {
             settings: std::sync::Arc::clone(&seen.settings),
             pools,
             may_sleep: step.may_sleep.clone(),
-            at_least: at_least(seen, step),
+            at_least: step.at_least.clone().filter(|_| own && seen.workload.is_some()),
+            holds: step.holds.clone().filter(|_| own),
             needs: seen.needs.clone(),
+            stays: seen.stays.clone(),
             idle: seen.idle.clone(),
             scaled_by: seen.hpa.as_ref().map(|name| format!("hpa/{name}")),
             phase: phase(seen, step),
@@ -131,21 +135,6 @@ fn phase(seen: &Seen, step: &Step) -> Option<Phase> {
         _ if seen.facts.key => None,
         _ => Some(Phase::Direct),
     }
-}
-
-/// Before capture, traffic is not seen: the workload keeps what it has. During release it gets back what it had.
-fn at_least(seen: &Seen, step: &Step) -> Option<(u32, String)> {
-    let replicas = seen.workload.as_ref()?.replicas;
-    if !seen.wanted {
-        return Some((seen.facts.original, "the Service is being given back".to_owned()));
-    }
-    let unseen = (!seen.facts.key || seen.facts.builtin_ready > 0) && step.stage != Stage::Captured;
-    (unseen && replicas > 0).then(|| {
-        (
-            replicas,
-            "some of its traffic does not pass through the activators yet".to_owned(),
-        )
-    })
 }
 
 fn conditions(seen: &Seen, step: &Step) -> Vec<Said> {

@@ -3,11 +3,36 @@
 mod order;
 pub(crate) mod world;
 
+use std::time::Duration;
+
 use crds::condition::{self, reason};
-use crds::route::{Phase, Protocol};
+use crds::route::{Phase, Protocol, Route};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 use world::{OPTED, World, key};
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_fails_is_not_tried_again_without_a_pause() {
+    let now = tokio::time::Instant::now() + Duration::from_secs(60);
+    let after = |planned: i64| match planned {
+        late if late < 0 => now - Duration::from_secs(late.unsigned_abs()),
+        soon => now + Duration::from_secs(soon.unsigned_abs()),
+    };
+    for (planned, looks_in) in [
+        (None, 4),
+        (Some(-30), 4),
+        (Some(0), 4),
+        (Some(1), 1),
+        (Some(9), 4),
+    ] {
+        let found = super::after_failure(planned.map(after), Duration::from_secs(4), now);
+        assert_eq!(found - now, Duration::from_secs(looks_in), "{planned:?}");
+    }
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_service_is_captured_and_given_back_in_order_and_is_never_without_endpoints() {
@@ -294,6 +319,31 @@ async fn services_of_equal_configuration_share_a_pool_and_leave_it_one_by_one() 
         let captured = condition::find(&entry.conditions, condition::CAPTURED).expect("it is said");
         assert_eq!(captured.reason, reason::WORKLOAD_SHARED, "{name}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_deleted_without_its_dependents_leaves_none_of_them() {
+    let world = World::start().await;
+    world.captured("web", 1).await;
+    // What `kubectl delete --cascade=orphan` does: while the Service is going, its dependents forget it.
+    let hold = Patch::Merge(json!({ "metadata": { "finalizers": ["example.com/hold"] } }));
+    let free = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+    let orphan = Patch::Merge(json!({ "metadata": { "ownerReferences": null } }));
+    let params = PatchParams::default();
+    let routes: Api<Route> = Api::namespaced(world.client(), "default");
+    let slices: Api<EndpointSlice> = Api::namespaced(world.client(), "default");
+    let services: Api<Service> = Api::namespaced(world.client(), "default");
+    let ours = world.slice_when("web-dm-activators-ipv4").await.name_any();
+    services.patch("web", &params, &hold).await.expect("patches");
+    let deleted = services.delete("web", &DeleteParams::default()).await;
+    deleted.expect("deletes");
+    services.patch("web-dm", &params, &orphan).await.expect("patches");
+    slices.patch(&ours, &params, &orphan).await.expect("patches");
+    services.patch("web", &params, &free).await.expect("patches");
+    world.rest(20).await;
+    assert!(routes.get_opt("web").await.expect("an answer").is_none());
+    assert!(services.get_opt("web-dm").await.expect("an answer").is_none());
+    assert!(slices.get_opt(&ours).await.expect("an answer").is_none());
 }
 
 #[tokio::test(start_paused = true)]

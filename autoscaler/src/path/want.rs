@@ -64,6 +64,7 @@ pub(super) struct Split {
     pools: Vec<RoutePool>,
     rollout: Option<RouteRollout>,
     needs: BTreeMap<String, (u32, String)>,
+    stays: Option<(String, String)>,
     others: BTreeSet<String>,
 }
 
@@ -90,19 +91,31 @@ impl Split {
             pools: division.weights.iter().map(pool).collect(),
             rollout: division.rollout.clone(),
             needs: division.needs.clone(),
+            stays: division.stays.clone(),
             others: division.others.clone(),
         }
     }
 
-    /// As the Route says.
-    pub(super) fn kept(route: &Route) -> Self {
+    /// As the Route says. Which pools have to be ready for what is not known, so none gets smaller meanwhile.
+    pub(super) fn kept(index: &Index, key: &RouteKey, route: &Route) -> Self {
+        let need = |pool: &RoutePool| {
+            let there = index.workload(&key.namespace, &pool.workload)?;
+            let why = "how the traffic is divided is not known yet".to_owned();
+            (there.replicas > 0).then(|| (pool.name.clone(), (there.replicas, why)))
+        };
         Self {
             target: None,
             pools: route.spec.pools.clone(),
             rollout: route.spec.rollout.clone(),
-            needs: BTreeMap::new(),
+            needs: route.spec.pools.iter().filter_map(need).collect(),
+            stays: None,
             others: BTreeSet::new(),
         }
+    }
+
+    /// The workloads of its pools.
+    pub(super) fn workloads(&self) -> impl Iterator<Item = &Workload> {
+        self.pools.iter().map(|pool| &pool.workload)
     }
 
     /// Pools that get no requests.
@@ -114,6 +127,13 @@ impl Split {
             pool: name.clone(),
         };
         names.map(key).collect()
+    }
+
+    /// The pool that does not go to zero, and why.
+    pub(super) fn stays(&self, namespace: &str) -> Option<(PoolKey, String)> {
+        let (pool, why) = self.stays.clone()?;
+        let namespace = namespace.to_owned();
+        Some((PoolKey { namespace, pool }, why))
     }
 
     /// Pods that pools need at least.

@@ -9,8 +9,9 @@ use dormouse_core::evidence::Histogram;
 use dormouse_core::rollout::{Command, Facts, Phase, PoolFact, RouteFact, RouteWanted, Status, Verb};
 
 use super::Rollouts;
-use super::look::{Seen, Unit};
+use super::look::Unit;
 use super::plan::Wording;
+use super::see::Seen;
 use crate::path::Activators;
 use crate::state::RouteKey;
 use crate::watch::slim::WorkloadFacts;
@@ -31,16 +32,27 @@ impl<A: Activators> Rollouts<A> {
         let (mut held, mut names) = (0_u32, BTreeSet::new());
         names.extend(pools.keys().cloned());
         for name in &names {
-            held = held.saturating_add((self.traffic)(&seen.pool(name)).0);
+            held = held.saturating_add((self.traffic)(&seen.pool(name)).load);
         }
         let (samples, broken) = match &status.attempt {
             Some(attempt) => self.counts.of(&seen.service, &attempt.uid),
             None => Default::default(),
         };
+        let target = seen.target.as_deref();
+        let target_flow = (self.traffic)(&seen.pool(&seen.target_name));
         Facts {
             latest: seen.latest.clone(),
             revisions: seen.revisions.keys().cloned().collect(),
-            shelled: seen.target.as_ref().is_none_or(|target| target.replicas == 0),
+            shelled: target.is_none_or(|target| target.replicas == 0),
+            draining: target_flow.load > 0,
+            paused: target.is_some_and(|target| target.paused),
+            held: target.is_some_and(WorkloadFacts::is_held),
+            whole: target.and_then(whole),
+            resting: target.is_none_or(|target| target.replicas == 0) || target_flow.rests,
+            direct: self
+                .registry
+                .get(&seen.service)
+                .is_none_or(|entry| entry.holds.is_some()),
             target: seen.target_name.clone(),
             route: self.route_fact(seen),
             load: f64::from(unit.load(held, seen.now)),
@@ -55,7 +67,7 @@ impl<A: Activators> Rollouts<A> {
             broken,
             checks: None,
             vetoed: None,
-            unconfirmed: None,
+            gates: BTreeMap::new(),
             command: command(&seen.rollout),
             releasing: seen.releasing,
             pools,
@@ -67,7 +79,7 @@ impl<A: Activators> Rollouts<A> {
         let mut strangers = 0;
         let max = seen.settings.max_scale;
         for name in seen.revisions.keys() {
-            let Some(facts) = self.revision_pool(seen, name) else {
+            let Some(facts) = self.revision_pool(&seen.service.namespace, name) else {
                 continue;
             };
             if *name != status.stable {
@@ -91,15 +103,15 @@ impl<A: Activators> Rollouts<A> {
     }
 
     /// The Deployment of a revision, if it is there and is that revision's.
-    pub(super) fn revision_pool(&self, seen: &Seen, name: &str) -> Option<std::sync::Arc<WorkloadFacts>> {
-        let facts = self.index.workload(&seen.service.namespace, &deployment(name))?;
+    pub(super) fn revision_pool(&self, namespace: &str, name: &str) -> Option<std::sync::Arc<WorkloadFacts>> {
+        let facts = self.index.workload(namespace, &deployment(name))?;
         (facts.revision.as_deref() == Some(name) && !facts.deleting).then_some(facts)
     }
 
     /// Pods that somebody sees answering. Those of a Deployment on its way down are about to go.
     fn ready(&self, seen: &Seen, name: &str, facts: &WorkloadFacts) -> u32 {
         let pool = seen.pool(name);
-        let ready = self.index.ready_pods(&pool).max((self.traffic)(&pool).1);
+        let ready = self.index.ready_pods(&pool).max((self.traffic)(&pool).ready);
         ready.max(facts.ready_replicas).min(facts.replicas)
     }
 
@@ -138,6 +150,12 @@ impl<A: Activators> Rollouts<A> {
         let promoted = last.candidate == status.stable;
         self.counts.times(&seen.service, &last.uid, promoted)
     }
+}
+
+/// Whether all pods of a Deployment run its template. `None`: it has none, or its controller has not looked at it since.
+fn whole(target: &WorkloadFacts) -> Option<bool> {
+    let told = target.observed_generation >= target.generation && target.current_replicas > 0;
+    told.then_some(target.updated_replicas == target.current_replicas)
 }
 
 /// What one pod is meant to carry at once.

@@ -4,24 +4,27 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crds::condition::{CAPTURED, is_true};
 use crds::names::RELEASE_FINALIZER;
 use crds::rollout::RolloutStatus;
-use crds::{Revision, Rollout, RolloutSpec, Settings};
+use crds::{Revision, Rollout};
 use dormouse_core::Time;
 use dormouse_core::rollout::{Decision, EventKind, Status, step};
-use serde_json::Value;
 use tokio::time::Instant;
 
-use super::plan::{self, Asked};
-use super::revision::{self, Cut};
-use super::{ACTIVE, RESTING, Rollouts, facts, objects, status};
+use super::claims::Obstacle;
+use super::configs::Configs;
+use super::conflicts::Shell;
+use super::inquiry::Inquiry;
+use super::plan::Asked;
+use super::see::{Seen, Target};
+use super::standing::Standings;
+use super::{ACTIVE, RESTING, Rollouts, Said, facts, status};
 use crate::cluster::{Error, Notice, Subject};
 use crate::path::Activators;
 use crate::state::{Division, RouteKey};
-use crate::watch::slim::WorkloadFacts;
-use crds::Route;
 
+/// The reason of an Event about a spec, or about what keeps a Rollout from beginning.
+const INVALID: &str = "InvalidRollout";
 /// A status in which only counts and sentences have changed is written this often.
 const COUNTS_APART: Duration = Duration::from_secs(2);
 /// The load of a Service is the most that was seen for so long: capacity for a weight is there when load comes back.
@@ -35,10 +38,12 @@ pub(super) struct Unit {
     /// The Rollout as it was last written by us.
     written: Option<Arc<Rollout>>,
     written_at: Option<Instant>,
+    /// A status whose write got no answer, and what is to be told if it was stored all the same.
+    untold: Option<(RolloutStatus, Decision)>,
     /// The last spec that could be carried out.
-    asked: Option<Arc<Asked>>,
+    pub(super) asked: Option<Arc<Asked>>,
     /// The user's Deployment: its generation, itself, the revision of its template, and since when it is that one.
-    target: Option<Target>,
+    pub(super) target: Option<Target>,
     /// Revisions that were made and may not be shown yet.
     pub(super) made: BTreeMap<String, Arc<Revision>>,
     loads: VecDeque<(Instant, u32)>,
@@ -46,31 +51,16 @@ pub(super) struct Unit {
     pub(super) division: Option<Division>,
     /// What users were told last.
     told: String,
-}
-
-/// The user's Deployment.
-pub(super) struct Target {
-    generation: i64,
-    pub(super) object: Value,
-    pub(super) cut: Cut,
-    since: Instant,
-    /// It was the first that this process saw: it may have rested for long.
-    first: bool,
-}
-
-/// Everything that one look sees.
-pub(super) struct Seen {
-    pub(super) now: Instant,
-    pub(super) rollout: Arc<Rollout>,
-    pub(super) asked: Arc<Asked>,
-    pub(super) service: RouteKey,
-    pub(super) settings: Settings,
-    pub(super) target_name: String,
-    pub(super) target: Option<Arc<WorkloadFacts>>,
-    pub(super) revisions: BTreeMap<String, Arc<Revision>>,
-    pub(super) latest: Option<String>,
-    pub(super) route: Option<Arc<Route>>,
-    pub(super) releasing: bool,
+    /// The configuration that the template refers to.
+    pub(super) configs: Configs,
+    /// Whether the user's Deployment stays a template.
+    pub(super) shell: Shell,
+    /// What was written of the Revisions' statuses.
+    pub(super) standings: Standings,
+    /// A look has come to its end: what it published stands.
+    pub(super) has_looked: bool,
+    /// What others are asked.
+    pub(super) inquiry: Inquiry,
 }
 
 impl Unit {
@@ -115,14 +105,18 @@ impl<A: Activators> Rollouts<A> {
     /// One look. Returns when to look again if nothing is heard before; `None`: it is gone.
     pub(super) async fn look(&self, key: &RouteKey, unit: &mut Unit) -> Option<Duration> {
         let Some(shown) = self.objects.rollout(key) else {
-            if let Some(service) = &unit.service {
-                self.let_go(service);
+            self.outside.forget(key);
+            if let Some(service) = unit.service.take() {
+                self.let_go(unit, &service, None);
             }
             return None;
         };
         let rollout = unit.newest(shown);
-        match self.try_look(key, unit, rollout).await {
-            Ok(again) => Some(again),
+        match self.try_look(key, unit, Arc::clone(&rollout)).await {
+            Ok(again) => {
+                unit.has_looked = true;
+                Some(again)
+            }
             // Somebody else has written it, or the index was behind: look again, at what there is then.
             Err(Error::Conflict(what, why)) => {
                 tracing::debug!(rollout = %key, what, %why, "look again");
@@ -131,6 +125,14 @@ impl<A: Activators> Rollouts<A> {
             }
             Err(error) => {
                 tracing::warn!(rollout = %key, %error, "look again");
+                if error.refusal().is_some() {
+                    self.warn(
+                        unit,
+                        &rollout,
+                        "RequestRefused",
+                        &format!("It goes no further: {error}."),
+                    );
+                }
                 Some(RESTING)
             }
         }
@@ -146,33 +148,52 @@ impl<A: Activators> Rollouts<A> {
         unit.service = Some(service.clone());
         let known = rollout.status.clone().unwrap_or_default();
         let going = rollout.metadata.deletion_timestamp.is_some();
-        let begun = known.adopted || known.attempt.is_some();
-        if let Some(why) = self.obstacle(&rollout, &service, begun) {
-            if going {
+        let annotated = self.asked_of(&service);
+        let releasing = self.is_releasing(&rollout, annotated.as_ref());
+        // Pools that are left go in order too, whatever this process knows of its Service yet.
+        let begun = known.has_begun() || known.attempt.is_some() || (releasing && self.has_pools(key, unit));
+        if let Some(obstacle) = self.obstacle(&rollout, &service, begun) {
+            // What an earlier process has not ended.
+            let unended = is_held(&rollout) || known != only_why(&known.why);
+            if going || (releasing && unended) {
                 return self.end(unit, &rollout, &service).await;
             }
-            if unit.division.take().is_some() {
-                self.let_go(&service);
+            if unit.division.is_some() {
+                self.let_go(unit, &service, rollout.metadata.uid.as_deref());
             }
-            self.complain(unit, &rollout, why).await?;
+            let (why, warns) = match obstacle {
+                Obstacle::Stands(why) => (why, true),
+                Obstacle::Passes(why) => (why, false),
+            };
+            self.complain(unit, &rollout, why, warns).await?;
             return Ok(RESTING);
         }
-        let (seen, wrong) = match self.see(key, unit, &rollout, service).await? {
+        let (seen, wrong) = match self.see(key, unit, &rollout, service, annotated).await? {
             (Some(seen), wrong) => (seen, wrong),
             (None, wrong) => {
-                self.complain(unit, &rollout, wrong.unwrap_or_default()).await?;
+                self.complain(unit, &rollout, wrong.unwrap_or_default(), true)
+                    .await?;
                 return Ok(RESTING);
             }
         };
         if let Some(wrong) = &wrong {
-            self.warn(unit, &rollout, wrong);
+            self.warn(unit, &rollout, INVALID, wrong);
         }
-        if seen.releasing && !known.adopted && unit.division.is_none() && !self.has_pools(&seen) {
+        let is_stored = |(status, _): &mut (RolloutStatus, Decision)| rollout.status.as_ref() == Some(status);
+        if let Some((_, decision)) = unit.untold.take_if(is_stored) {
+            self.tell(&rollout, &seen, &decision);
+        }
+        if seen.releasing && !known.has_begun() && unit.division.is_none() && !self.has_pools(key, unit) {
             return self.end(unit, &rollout, &seen.service).await;
         }
         let before = status::read(&known);
         let now = status::kept(Time::from_epoch(self.clock.at(seen.now)));
         let mut seen_facts = self.gather(unit, &seen, &before);
+        // Before anything is stored: while the API server is away, other activators remember what one of them found.
+        let broken = before.active().filter(|_| !seen_facts.broken.is_empty());
+        self.fleet
+            .take_out(&seen.service, broken.map(|attempt| attempt.uid.as_str()));
+        self.listen(unit, &seen, &before, now, &mut seen_facts);
         let mut decision = step(now, &seen.asked.plan, &before, &seen_facts);
         if self.index.service(&seen.service).is_none() {
             // Without a Service nobody is routed anywhere.
@@ -180,14 +201,21 @@ impl<A: Activators> Rollouts<A> {
             seen_facts.route.acked = true;
             decision = step(now, &seen.asked.plan, &before, &seen_facts);
         }
-        let rollout = self.store(unit, rollout, &seen, &before, &decision).await?;
-        self.tell(&rollout, &decision);
+        let mut said = self.conflicts(unit, &seen, now, &before);
+        said.extend(unit.configs.said(seen.asked.configs, &key.namespace));
+        let rollout = self
+            .store(unit, rollout, &seen, &before, &decision, &said)
+            .await?;
+        self.tell(&rollout, &seen, &decision);
+        self.inquire(unit, &seen, &decision, now);
         self.publish(unit, &seen, &seen_facts, &decision);
         self.perform(unit, &seen, &seen_facts, &decision).await?;
         if decision.released {
             return self.end(unit, &rollout, &seen.service).await;
         }
         self.tidy(unit, &seen, &decision.status).await?;
+        self.show_revisions(unit, &seen, &seen_facts, &decision.status)
+            .await;
         let planned = decision.wake_at.map(|at| {
             let at = self.clock.instant(at.since_epoch());
             at.saturating_duration_since(Instant::now())
@@ -199,174 +227,6 @@ impl<A: Activators> Rollouts<A> {
         Ok(planned.map_or(usual, |planned| planned.min(usual)))
     }
 
-    /// Why this Rollout cannot do anything yet.
-    fn obstacle(&self, rollout: &Rollout, service: &RouteKey, begun: bool) -> Option<String> {
-        let own = rollout.metadata.uid.as_deref();
-        let first = self.objects.by_service().remove(service);
-        if let Some(first) = first.filter(|first| first.metadata.uid.as_deref() != own) {
-            let other = first.metadata.name.clone().unwrap_or_default();
-            return Some(format!(
-                "Service {} has the Rollout {other} already: delete one of the two.",
-                service.name
-            ));
-        }
-        if begun {
-            return None;
-        }
-        if self.index.service(service).is_none() {
-            return Some(format!(
-                "There is no Service {}: create it, or correct spec.serviceRef.",
-                service.name
-            ));
-        }
-        let captured = self
-            .registry
-            .get(service)
-            .is_some_and(|entry| is_true(&entry.conditions, CAPTURED));
-        (!captured).then(|| {
-            format!(
-                "Service {} is not captured yet: annotate it with dormouse.dev/scale-to-zero: \"true\", and see its Route.",
-                service.name
-            )
-        })
-    }
-
-    /// Looks at everything. What is wrong with the spec is the second: then the last good one counts, and before there was
-    /// one, nothing new begins.
-    async fn see(
-        &self,
-        key: &RouteKey,
-        unit: &mut Unit,
-        rollout: &Arc<Rollout>,
-        service: RouteKey,
-    ) -> Result<(Option<Seen>, Option<String>), Error> {
-        let now = Instant::now();
-        let known = rollout.status.clone().unwrap_or_default();
-        let wrong = match plan::read(&rollout.spec) {
-            Ok(asked) => {
-                unit.asked = Some(Arc::new(asked));
-                None
-            }
-            Err(wrong) => Some(format!("{wrong}.")),
-        };
-        if unit.asked.is_none() && known.adopted {
-            let spec = RolloutSpec {
-                suspend: true,
-                ..RolloutSpec::default()
-            };
-            unit.asked = plan::read(&spec).ok().map(Arc::new);
-        }
-        let Some(asked) = unit.asked.clone() else {
-            return Ok((None, wrong));
-        };
-        let target_name = rollout.spec.target_ref.name.clone();
-        let target = self
-            .index
-            .workload(&key.namespace, &facts::deployment(&target_name));
-        let target = target.filter(|target| !target.deleting);
-        if let Some(target) = &target {
-            self.read_target(unit, key, target, now).await?;
-        }
-        let facts = self.index.service(&service);
-        let settings = facts.as_ref().map(|facts| {
-            let namespace = self.index.namespace(&key.namespace);
-            crds::annotation::parse(&namespace, &facts.annotations)
-        });
-        let unreadable = |parsed: &crds::annotation::Parsed| {
-            parsed
-                .invalid
-                .iter()
-                .any(|invalid| invalid.key.ends_with("/scale-to-zero"))
-        };
-        let opted = settings
-            .as_ref()
-            .is_some_and(|parsed| parsed.settings.enabled || unreadable(parsed));
-        let releasing = rollout.metadata.deletion_timestamp.is_some() || !opted || *self.release_all.borrow();
-        let mut revisions = self.objects.revisions(key);
-        unit.made.retain(|name, _| !revisions.contains_key(name));
-        revisions.extend(unit.made.clone());
-        let mut seen = Seen {
-            now,
-            rollout: Arc::clone(rollout),
-            asked,
-            settings: settings.map(|parsed| parsed.settings).unwrap_or_default(),
-            target_name,
-            target,
-            revisions,
-            latest: None,
-            route: self.index.route(&service),
-            releasing,
-            service,
-        };
-        seen.latest = self.latest(unit, &seen, &known).await?;
-        Ok((Some(seen), wrong))
-    }
-
-    /// Reads the user's Deployment in full when it has changed.
-    async fn read_target(
-        &self,
-        unit: &mut Unit,
-        key: &RouteKey,
-        target: &WorkloadFacts,
-        now: Instant,
-    ) -> Result<(), Error> {
-        let name = &target.workload.name;
-        if unit
-            .target
-            .as_ref()
-            .is_some_and(|known| known.generation >= target.generation)
-        {
-            return Ok(());
-        }
-        let object = self.cluster.read_deployment(&key.namespace, name).await?;
-        let template = object.pointer("/spec/template").cloned().unwrap_or_default();
-        let cut = revision::cut(name, &template);
-        let (since, first) = match &unit.target {
-            Some(known) if known.cut == cut => (known.since, known.first),
-            known => (now, known.is_none()),
-        };
-        let generation = object.pointer("/metadata/generation").and_then(Value::as_i64);
-        unit.target = Some(Target {
-            generation: generation.unwrap_or(target.generation),
-            object,
-            cut,
-            since,
-            first,
-        });
-        Ok(())
-    }
-
-    /// The revision of the template, once it has rested; made when it is new.
-    async fn latest(
-        &self,
-        unit: &mut Unit,
-        seen: &Seen,
-        known: &RolloutStatus,
-    ) -> Result<Option<String>, Error> {
-        let Some(target) = unit.target.as_ref().filter(|_| seen.target.is_some()) else {
-            return Ok(None);
-        };
-        let name = target.cut.name.clone();
-        // What an earlier process acted on, or what was there before anything began, has rested.
-        let old = known.seen_revision == name || (target.first && known.seen_revision.is_empty());
-        if !old && seen.now.duration_since(target.since) < seen.asked.settle {
-            return Ok(None);
-        }
-        if !seen.revisions.contains_key(&name) && !seen.releasing {
-            let last = seen
-                .revisions
-                .values()
-                .map(|revision| revision.spec.sequence)
-                .max();
-            let sequence = last.unwrap_or(0).saturating_add(1);
-            let made = objects::revision(&seen.rollout, &target.cut, sequence, &target.object);
-            self.cluster.create_revision(&made).await?;
-            unit.made.insert(name.clone(), Arc::new(made));
-            return Ok(None);
-        }
-        Ok(Some(name))
-    }
-
     /// Stores what the step has come to, if that is worth it. Nothing is done before it is stored.
     async fn store(
         &self,
@@ -375,28 +235,20 @@ impl<A: Activators> Rollouts<A> {
         seen: &Seen,
         before: &Status,
         decision: &Decision,
+        said: &[Said],
     ) -> Result<Arc<Rollout>, Error> {
         let mut rollout = rollout;
-        let held = rollout
-            .metadata
-            .finalizers
-            .iter()
-            .flatten()
-            .any(|each| each == RELEASE_FINALIZER);
-        if !held && rollout.metadata.deletion_timestamp.is_none() {
+        if !is_held(&rollout) && rollout.metadata.deletion_timestamp.is_none() {
             rollout = Arc::new(self.cluster.hold_rollout(&rollout, true).await?);
             unit.written = Some(Arc::clone(&rollout));
         }
         let old = rollout.status.clone().unwrap_or_default();
-        let new = status::write(
-            &old,
-            &seen.asked.plan,
-            decision,
-            rollout.metadata.generation,
-            &self.clock.timestamp(seen.now),
-        );
-        let matters =
-            shape(before) != shape(&decision.status) || old.observed_generation != new.observed_generation;
+        let (generation, stamp) = (rollout.metadata.generation, self.clock.timestamp(seen.now));
+        let mut new = status::write(&old, &seen.asked.plan, decision, generation, said, &stamp);
+        self.show_outside(unit, seen, &mut new, generation, &stamp);
+        let matters = shape(before) != shape(&decision.status)
+            || old.observed_generation != new.observed_generation
+            || status::failures(&old) != status::failures(&new);
         let due = unit
             .written_at
             .is_none_or(|at| seen.now.duration_since(at) >= COUNTS_APART);
@@ -404,17 +256,25 @@ impl<A: Activators> Rollouts<A> {
             return Ok(rollout);
         }
         let wanted = Rollout {
-            status: Some(new),
+            status: Some(new.clone()),
             ..rollout.as_ref().clone()
         };
-        let written = Arc::new(self.cluster.write_rollout_status(&wanted).await?);
+        let written = self.cluster.write_rollout_status(&wanted).await;
+        match &written {
+            Err(error) if error.may_have_happened() => unit.untold = Some((new, decision.clone())),
+            Err(_) => {}
+            // It would have been refused if an earlier one had been stored.
+            Ok(_) => unit.untold = None,
+        }
+        let written = Arc::new(written?);
         unit.written = Some(Arc::clone(&written));
         unit.written_at = Some(seen.now);
         Ok(written)
     }
 
-    fn tell(&self, rollout: &Rollout, decision: &Decision) {
+    fn tell(&self, rollout: &Rollout, seen: &Seen, decision: &Decision) {
         for event in &decision.events {
+            self.announce(seen, &decision.status, event);
             tracing::info!(
                 rollout = rollout.metadata.name,
                 reason = reason(event.kind),
@@ -432,12 +292,20 @@ impl<A: Activators> Rollouts<A> {
     }
 
     /// Says in the status why nothing happens, once.
-    async fn complain(&self, unit: &mut Unit, rollout: &Arc<Rollout>, why: String) -> Result<(), Error> {
+    async fn complain(
+        &self,
+        unit: &mut Unit,
+        rollout: &Arc<Rollout>,
+        why: String,
+        warns: bool,
+    ) -> Result<(), Error> {
         let old = rollout.status.clone().unwrap_or_default();
         if old.why == why || rollout.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        self.warn(unit, rollout, &why);
+        if warns {
+            self.warn(unit, rollout, INVALID, &why);
+        }
         let wanted = Rollout {
             status: Some(RolloutStatus { why, ..old }),
             ..rollout.as_ref().clone()
@@ -446,7 +314,7 @@ impl<A: Activators> Rollouts<A> {
         Ok(())
     }
 
-    fn warn(&self, unit: &mut Unit, rollout: &Rollout, why: &str) {
+    fn warn(&self, unit: &mut Unit, rollout: &Rollout, reason: &'static str, why: &str) {
         if unit.told == why {
             return;
         }
@@ -454,7 +322,7 @@ impl<A: Activators> Rollouts<A> {
         self.cluster.event(Notice {
             subject: subject(rollout),
             warning: true,
-            reason: "InvalidRollout",
+            reason,
             action: "Rollout",
             note: why.to_owned(),
         });
@@ -467,11 +335,9 @@ impl<A: Activators> Rollouts<A> {
         rollout: &Arc<Rollout>,
         service: &RouteKey,
     ) -> Result<Duration, Error> {
-        self.let_go(service);
-        unit.division = None;
-        let held = rollout.metadata.finalizers.iter().flatten();
+        self.let_go(unit, service, rollout.metadata.uid.as_deref());
         let mut rollout = Arc::clone(rollout);
-        if held.clone().any(|each| each == RELEASE_FINALIZER) {
+        if is_held(&rollout) {
             // Not only when it is being deleted: we may be on our way out, and it must not wait for us then.
             let deleting = rollout.metadata.deletion_timestamp.is_some();
             rollout = Arc::new(self.cluster.hold_rollout(&rollout, false).await?);
@@ -481,11 +347,7 @@ impl<A: Activators> Rollouts<A> {
             return Ok(RESTING);
         }
         // Opted in again, it begins anew.
-        let why = "The Service is not opted in: its Deployment has all traffic.".to_owned();
-        let fresh = RolloutStatus {
-            why,
-            ..RolloutStatus::default()
-        };
+        let fresh = only_why("The Service is not opted in: its Deployment has all traffic.");
         if rollout.status.as_ref() != Some(&fresh) {
             let wanted = Rollout {
                 status: Some(fresh),
@@ -496,15 +358,38 @@ impl<A: Activators> Rollouts<A> {
         Ok(RESTING)
     }
 
-    fn let_go(&self, service: &RouteKey) {
+    /// The Service's traffic is no longer divided, unless it is another Rollout than the one with this uid that divides it.
+    fn let_go(&self, unit: &mut Unit, service: &RouteKey, uid: Option<&str>) {
+        let has_divided = unit.division.take().is_some();
+        if !has_divided && self.objects.another_has(service, uid).is_some() {
+            return;
+        }
+        self.fleet.take_out(service, None);
+        self.claim(service, None);
         self.divisions.set(service, None);
         self.counts.forget(service);
     }
 
-    fn has_pools(&self, seen: &Seen) -> bool {
-        let mut names = seen.revisions.keys();
-        names.any(|name| self.revision_pool(seen, name).is_some())
+    /// Whether a Deployment of one of its revisions is there.
+    fn has_pools(&self, key: &RouteKey, unit: &Unit) -> bool {
+        let revisions = self.objects.revisions(key);
+        let mut names = revisions.keys().chain(unit.made.keys());
+        names.any(|name| self.revision_pool(&key.namespace, name).is_some())
     }
+}
+
+/// The status of one that has not begun.
+pub(super) fn only_why(why: &str) -> RolloutStatus {
+    RolloutStatus {
+        why: why.to_owned(),
+        ..RolloutStatus::default()
+    }
+}
+
+/// Whether it cannot be gone before everything is given back.
+pub(super) fn is_held(rollout: &Rollout) -> bool {
+    let mut all = rollout.metadata.finalizers.iter().flatten();
+    all.any(|each| each == RELEASE_FINALIZER)
 }
 
 /// What a step wants of the Route, if that is not what it says.
@@ -525,7 +410,7 @@ fn shape(status: &Status) -> Status {
     shape
 }
 
-fn subject(rollout: &Rollout) -> Subject {
+pub(super) fn subject(rollout: &Rollout) -> Subject {
     Subject {
         kind: "Rollout",
         namespace: rollout.metadata.namespace.clone().unwrap_or_default(),
@@ -535,15 +420,17 @@ fn subject(rollout: &Rollout) -> Subject {
 }
 
 /// What Kubernetes shows as an Event's reason.
-fn reason(kind: EventKind) -> &'static str {
+pub(super) fn reason(kind: EventKind) -> &'static str {
     match kind {
         EventKind::Initialized => "Initialized",
+        EventKind::Moving => "Moving",
         EventKind::NewRevision => "NewRevision",
         EventKind::CandidateReady => "CandidateReady",
         EventKind::Mirroring => "Mirroring",
         EventKind::WeightAdvanced => "WeightAdvanced",
         EventKind::CheckFailed => "CheckFailed",
         EventKind::Paused => "Paused",
+        EventKind::Waiting => "Waiting",
         EventKind::Resumed => "Resumed",
         EventKind::InsufficientTraffic => "InsufficientTraffic",
         EventKind::Promoting => "Promoting",

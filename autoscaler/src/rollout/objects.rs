@@ -7,6 +7,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 
+use super::config;
 use super::revision::Cut;
 use crate::watch::slim::ServiceFacts;
 
@@ -27,7 +28,7 @@ pub(super) fn revision(rollout: &Rollout, cut: &Cut, sequence: i64, deployment: 
         spec: RevisionSpec {
             sequence,
             template: cut.template.clone(),
-            configs: Vec::new(),
+            configs: cut.configs.clone(),
             source: RevisionSource {
                 generation: deployment
                     .pointer("/metadata/generation")
@@ -71,6 +72,7 @@ pub(super) fn pool(rollout: &Rollout, revision: &Revision, target: &Value) -> Re
         .cloned()
         .unwrap_or_else(|| json!({}));
     labels[REVISION_LABEL] = json!(name);
+    config::substitute(&mut template, &revision.spec.configs);
     if !template["metadata"].is_object() {
         template["metadata"] = json!({});
     }

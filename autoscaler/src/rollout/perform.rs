@@ -3,14 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
+use dormouse_core::Time;
 use dormouse_core::rollout::{Action, Decision, Facts, Status};
 use serde_json::Value;
 
-use super::look::{Seen, Unit, wanted};
-use super::{Rollouts, facts, objects, revision};
+use super::look::{Unit, wanted};
+use super::see::Seen;
+use super::{Rollouts, facts, objects, revision, status};
 use crate::cluster::Error;
 use crate::path::Activators;
 use crate::state::Division;
+
+/// Why a paused Deployment keeps its last pod.
+const STAYS: &str = "its revision moves into a pool of its own, which sleeps";
 
 impl<A: Activators> Rollouts<A> {
     /// Says how the traffic is divided, and how many pods each pool needs.
@@ -23,19 +28,32 @@ impl<A: Activators> Rollouts<A> {
             }
             return;
         }
-        let needs: BTreeMap<String, (u32, String)> = decision
+        let mut needs: BTreeMap<String, (u32, String)> = decision
             .pools
             .iter()
             .filter(|(name, _)| facts.pools.contains_key(*name))
             .map(|(name, (pods, why))| (name.clone(), (*pods, (*why).to_owned())))
             .collect();
+        let target = facts::deployment(&seen.target_name);
+        let others = self.others_on(&seen.service, &target);
+        let serves = says.weights.iter().max_by_key(|(_, weight)| **weight);
+        if let (Some(other), Some((serves, _))) = (others.first(), serves)
+            && *serves != seen.target_name
+        {
+            let why = format!(
+                "Service {} leads to its pods too, and is not captured",
+                other.name
+            );
+            needs.entry(serves.clone()).or_insert((1, why));
+        }
         let idle = facts
             .pools
             .keys()
             .filter(|name| !says.weights.contains_key(*name) && **name != facts.target);
         let others: BTreeSet<String> = idle.cloned().collect();
+        let status = &decision.status;
         let division = Division {
-            target: facts::deployment(&seen.target_name),
+            target,
             rollout: facts::words(
                 &says,
                 &decision.status.stable,
@@ -44,6 +62,9 @@ impl<A: Activators> Rollouts<A> {
             ),
             weights: says.weights,
             needs,
+            stays: status
+                .serves_in_place()
+                .then(|| (seen.target_name.clone(), STAYS.to_owned())),
             others,
         };
         unit.division = Some(division.clone());
@@ -59,24 +80,33 @@ impl<A: Activators> Rollouts<A> {
         decision: &Decision,
     ) -> Result<(), Error> {
         let namespace = &seen.service.namespace;
+        let now = status::kept(Time::from_epoch(self.clock.at(seen.now)));
         for action in &decision.actions {
             tracing::debug!(service = %seen.service, ?action, "rollout");
             match action {
                 Action::EnsurePool(name) => self.ensure_pool(unit, seen, name).await?,
                 Action::WriteRoute(_) => {}
+                Action::ShellTarget if unit.shell.is_left(now) => {}
                 Action::ShellTarget => {
                     let target = facts::deployment(&seen.target_name);
                     self.cluster.scale(namespace, &target, 0).await?;
                 }
+                Action::PauseTarget => self.cluster.pause(namespace, &seen.target_name, true).await?,
+                Action::ResumeTarget => self.cluster.pause(namespace, &seen.target_name, false).await?,
                 Action::RestoreTarget(name) => self.restore_target(unit, seen, facts, name).await?,
+                Action::RemovePool(name) => self.cluster.delete_pool(namespace, name).await?,
                 Action::RemovePools => {
                     for name in seen.revisions.keys() {
-                        if self.revision_pool(seen, name).is_some() {
+                        if self.revision_pool(namespace, name).is_some() {
                             self.cluster.delete_pool(namespace, name).await?;
                         }
                     }
                 }
             }
+        }
+        if seen.target.as_ref().is_some_and(|target| target.we_own_spec) {
+            let target = facts::deployment(&seen.target_name);
+            self.cluster.disown_spec(namespace, &target).await?;
         }
         self.restart(unit, seen, &decision.status).await
     }
@@ -91,7 +121,7 @@ impl<A: Activators> Rollouts<A> {
         let pool = match objects::pool(&seen.rollout, revision, &object) {
             Ok(mut pool) => {
                 // What was restarted before is not restarted by being a pool.
-                let own = target.filter(|target| target.cut.name == name);
+                let own = target.filter(|target| target.is(name));
                 let template = own.and_then(|target| target.object.pointer("/spec/template"));
                 if let Some(at) = template.and_then(revision::restarted) {
                     let spec = pool.spec.get_or_insert_default();
@@ -115,13 +145,17 @@ impl<A: Activators> Rollouts<A> {
             return Ok(());
         };
         let namespace = &seen.service.namespace;
-        if target.cut.name != name
+        if !target.is(name)
             && let Some(revision) = seen.revisions.get(name)
             && let Ok(template) = serde_json::from_str::<Value>(&revision.spec.template)
         {
             self.cluster
                 .replace_template(namespace, &seen.target_name, &there.uid, &template)
                 .await?;
+        }
+        // Its pods are of the template from here on. One that the user has paused and that has pods stays as it is.
+        if there.is_held() || (there.paused && there.replicas == 0) {
+            self.cluster.pause(namespace, &seen.target_name, false).await?;
         }
         let load = (facts.load / facts.per_pod.max(1.0)).ceil() as u32;
         let pods = there.original_replicas.unwrap_or(1).max(1).max(load);
@@ -134,14 +168,14 @@ impl<A: Activators> Rollouts<A> {
 
     /// `kubectl rollout restart` of the template is a restart of the pool that runs it.
     async fn restart(&self, unit: &Unit, seen: &Seen, status: &Status) -> Result<(), Error> {
-        let Some(target) = unit.target().filter(|target| target.cut.name == status.stable) else {
+        let Some(target) = unit.target().filter(|target| target.is(&status.stable)) else {
             return Ok(());
         };
         let template = target.object.pointer("/spec/template");
         let Some(at) = template.and_then(revision::restarted).filter(|_| !seen.releasing) else {
             return Ok(());
         };
-        let Some(pool) = self.revision_pool(seen, &status.stable) else {
+        let Some(pool) = self.revision_pool(&seen.service.namespace, &status.stable) else {
             return Ok(());
         };
         if pool.restarted_at.as_deref() == Some(at) {
@@ -164,7 +198,7 @@ impl<A: Activators> Rollouts<A> {
         };
         for name in facts::superfluous(seen, status, seen.asked.history, old_enough) {
             let namespace = &seen.service.namespace;
-            if self.revision_pool(seen, &name).is_some() {
+            if self.revision_pool(namespace, &name).is_some() {
                 self.cluster.delete_pool(namespace, &name).await?;
             }
             self.cluster.delete_revision(namespace, &name).await?;

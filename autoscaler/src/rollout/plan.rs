@@ -11,6 +11,9 @@ use crds::route::{
 use dormouse_core::evidence::Analysis;
 use dormouse_core::rollout::{FULL, Insufficient, Mirror, Mode, OnNew, Plan, StepPlan, Strategy, Threshold};
 
+use super::config::Policies;
+use super::outward::{self, Outward};
+
 /// A candidate is taken out by an activator alone at so much evidence: a hundred times what the autoscaler needs by default,
 /// because each activator looks by itself and cannot ask anybody.
 const BREAKER: f64 = 1e4;
@@ -21,9 +24,12 @@ pub(super) struct Asked {
     pub(super) plan: Plan,
     /// How long a template has to rest before it is a revision.
     pub(super) settle: Duration,
+    pub(super) configs: Policies,
     pub(super) history: usize,
     pub(super) min_age: Duration,
     pub(super) wording: Wording,
+    /// What is asked of others, and who is told.
+    pub(super) outward: Outward,
 }
 
 /// What a Route says word for word while there is a candidate.
@@ -54,27 +60,7 @@ impl Wording {
 /// # Errors
 /// The first field that cannot be carried out, its value and what is allowed.
 pub(super) fn read(spec: &RolloutSpec) -> Result<Asked, String> {
-    if spec.target_mode == TargetMode::Paused {
-        return Err("spec.targetMode is Paused, which this version cannot carry out: use Shell".to_owned());
-    }
     let analysis = &spec.analysis;
-    if let Some(metric) = analysis.metrics.first() {
-        let name = &metric.name;
-        return Err(format!(
-            "spec.analysis.metrics has {name}, and this version measures nothing beyond what activators count: leave it out"
-        ));
-    }
-    if analysis.mode == AnalysisMode::Threshold {
-        return Err(
-            "spec.analysis.mode is Threshold, whose measurements this version does not make: use Sequential, or None"
-                .to_owned(),
-        );
-    }
-    if !analysis.webhooks.is_empty() {
-        return Err(
-            "spec.analysis.webhooks is not empty, and this version calls none: leave it out".to_owned(),
-        );
-    }
     let matches = spec.strategy.matches.clone().unwrap_or_default();
     if spec.strategy.kind == StrategyKind::AbTest && matches.is_empty() {
         return Err(
@@ -82,6 +68,7 @@ pub(super) fn read(spec: &RolloutSpec) -> Result<Asked, String> {
         );
     }
     let sessions = spec.strategy.session_affinity.is_some();
+    let outward = outward::read(spec)?;
     let plan = Plan {
         strategy: strategy(spec)?,
         mode: mode(spec, sessions)?,
@@ -91,6 +78,7 @@ pub(super) fn read(spec: &RolloutSpec) -> Result<Asked, String> {
             pairs: mirror.requests,
         }),
         matching: !matches.is_empty(),
+        gates: outward.gates(),
         bake: duration("spec.analysis.bake", &analysis.bake)?,
         progress_deadline: duration("spec.progressDeadline", &spec.progress_deadline)?,
         insufficient: insufficient(spec)?,
@@ -102,14 +90,20 @@ pub(super) fn read(spec: &RolloutSpec) -> Result<Asked, String> {
             OnNewRevision::Queue => OnNew::Queue,
         },
         suspend: spec.suspend,
+        pause_target: spec.target_mode == TargetMode::Paused,
         bootstrap: Some(spec.bootstrap_revision.clone()).filter(|name| !name.is_empty()),
     };
     Ok(Asked {
         plan,
         settle: duration("spec.config.settle", &spec.config.settle)?,
+        configs: Policies {
+            config_maps: spec.config.config_maps,
+            secrets: spec.config.secrets,
+        },
         history: usize::try_from(spec.revisions.history_limit).unwrap_or(usize::MAX),
         min_age: duration("spec.revisions.minAge", &spec.revisions.min_age)?,
         wording: wording(spec, matches)?,
+        outward,
     })
 }
 
@@ -318,13 +312,13 @@ fn grpc(name: &str) -> Result<u32, String> {
     })
 }
 
-fn duration(field: &str, text: &str) -> Result<Duration, String> {
+pub(super) fn duration(field: &str, text: &str) -> Result<Duration, String> {
     crds::annotation::read_duration(text)
         .map_err(|why| format!("{field} is \"{text}\", allowed: a duration such as 30s, 10m, 1h30m. {why}"))
 }
 
 /// `5%` as 0.05.
-fn share(field: &str, text: &str) -> Result<f64, String> {
+pub(super) fn share(field: &str, text: &str) -> Result<f64, String> {
     let number = text
         .strip_suffix('%')
         .and_then(|number| number.parse::<f64>().ok());
@@ -437,11 +431,6 @@ mod tests {
     #[test]
     fn what_cannot_be_carried_out_is_named_with_its_value_and_range() {
         for (change, parts) in [
-            (json!({ "targetMode": "Paused" }), ["targetMode", "Shell"]),
-            (
-                json!({ "analysis": { "mode": "Threshold" } }),
-                ["mode is Threshold", "Sequential"],
-            ),
             (
                 json!({ "progressDeadline": "soon" }),
                 ["spec.progressDeadline is \"soon\"", "30s"],
@@ -464,8 +453,8 @@ mod tests {
             ),
             (json!({ "strategy": { "type": "ABTest" } }), ["ABTest", "match"]),
             (
-                json!({ "analysis": { "webhooks": [{ "type": "rollout", "url": "http://x" }] } }),
-                ["webhooks", "leave it out"],
+                json!({ "analysis": { "webhooks": [{ "type": "rollout", "url": "x" }] } }),
+                ["webhooks[rollout].url is \"x\"", "http://HOST"],
             ),
         ] {
             let error = read(&spec(change)).expect_err("it cannot be carried out");

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crds::revision::ConfigDigest;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -19,10 +20,12 @@ pub(super) struct Cut {
     pub(super) name: String,
     /// The template as canonical JSON.
     pub(super) template: String,
+    /// The configuration that it refers to, in order.
+    pub(super) configs: Vec<ConfigDigest>,
 }
 
-/// Cuts a revision from a workload's template as the server holds it.
-pub(super) fn cut(target: &str, template: &Value) -> Cut {
+/// Cuts a revision from a workload's template as the server holds it, and from its configuration.
+pub(super) fn cut(target: &str, template: &Value, configs: &[ConfigDigest]) -> Cut {
     let template = canonical(&cleaned(template)).to_string();
     let mut hash = Sha256::new();
     let longest = LONGEST - DIGITS - 1;
@@ -37,11 +40,28 @@ pub(super) fn cut(target: &str, template: &Value) -> Cut {
         target
     };
     hash.update(template.as_bytes());
-    let mut name = format!("{kept}-");
-    for byte in hash.finalize().iter().take(DIGITS / 2) {
-        let _ = write!(name, "{byte:02x}");
+    for config in configs {
+        // Neither names nor digests have such a byte in them, and JSON does not begin with one.
+        for part in [&config.kind, &config.name, &config.digest] {
+            hash.update([0]);
+            hash.update(part.as_bytes());
+        }
     }
-    Cut { name, template }
+    let digits = hex(&hash.finalize());
+    Cut {
+        name: format!("{kept}-{}", digits.get(..DIGITS).unwrap_or(&digits)),
+        template,
+        configs: configs.to_vec(),
+    }
+}
+
+/// Bytes as hex digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    let mut digits = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
 }
 
 /// When the template was last asked to restart its pods.
@@ -69,7 +89,7 @@ fn cleaned(template: &Value) -> Value {
 }
 
 /// Keys in order, and what is null left out: unset and absent are the same.
-fn canonical(value: &Value) -> Value {
+pub(super) fn canonical(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
             let mut keys: Vec<&String> = fields.keys().filter(|key| !fields[*key].is_null()).collect();
@@ -99,7 +119,7 @@ mod tests {
 
     #[test]
     fn one_state_has_one_name() {
-        let base = cut("web", &template("x:1"));
+        let base = cut("web", &template("x:1"), &[]);
         assert_eq!(base.name.len(), "web-".len() + DIGITS);
         let mut same = template("x:1");
         same["metadata"]["creationTimestamp"] = Value::Null;
@@ -108,7 +128,7 @@ mod tests {
         let text = r#"{"spec":{"containers":[{"image":"x:1","env":[{"name":"A"},{"name":"B"}],"name":"main"}]},"metadata":{"labels":{"app":"web"}}}"#;
         let turned: Value = serde_json::from_str(text).expect("JSON");
         for (what, other) in [("restarted, and null", same), ("in another order", turned)] {
-            assert_eq!(cut("web", &other), base, "{what}");
+            assert_eq!(cut("web", &other, &[]), base, "{what}");
         }
         let mut order = template("x:1");
         order["spec"]["containers"][0]["env"] = json!([{ "name": "B" }, { "name": "A" }]);
@@ -119,14 +139,39 @@ mod tests {
             ("order of a list", order),
             ("annotation", label),
         ] {
-            assert_ne!(cut("web", &other).name, base.name, "{what}");
+            assert_ne!(cut("web", &other, &[]).name, base.name, "{what}");
+        }
+    }
+
+    #[test]
+    fn configuration_is_part_of_it() {
+        let config = |name: &str, digest: &str, snapshot: &str| ConfigDigest {
+            kind: "ConfigMap".into(),
+            name: name.into(),
+            digest: digest.into(),
+            snapshot: snapshot.into(),
+        };
+        let of = |configs: &[ConfigDigest]| cut("web", &template("x"), configs).name;
+        let base = of(&[config("a", "1", "")]);
+        assert_eq!(
+            of(&[config("a", "1", "a-1")]),
+            base,
+            "copied or not, it is the same"
+        );
+        for other in [
+            &[][..],
+            &[config("a", "2", "")],
+            &[config("b", "1", "")],
+            &[config("a", "1", ""), config("b", "1", "")],
+        ] {
+            assert_ne!(of(other), base, "{other:?}");
         }
     }
 
     #[test]
     fn names_fit_a_label_and_stay_apart() {
         let (one, other) = (format!("{}-a", "w".repeat(60)), format!("{}-b", "w".repeat(60)));
-        let names = [&one, &other].map(|name| cut(name, &template("x")).name);
+        let names = [&one, &other].map(|name| cut(name, &template("x"), &[]).name);
         assert_ne!(names[0], names[1]);
         assert!(names.iter().all(|name| name.len() <= LONGEST), "{names:?}");
     }

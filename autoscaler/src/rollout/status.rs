@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
-use crds::condition;
+use crds::condition::{self, AUTOSCALER_CONFLICT, CONFIG_TRACKED, REPLICAS_CONFLICT};
 use crds::rollout as wire;
 use dormouse_core::Time;
 use dormouse_core::evidence::{Arm, CUTS, Counters, Cuts, Epoch, Evidence, Row, Verdict};
-use dormouse_core::rollout::{Attempt, Decision, Ended, Mode, Phase, Plan, Status, Ticks};
+use dormouse_core::rollout::{Attempt, Decision, Ended, Gate, Mode, Phase, Plan, Status, Ticks};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time as Stamp};
+
+use super::Said;
 
 /// What a status says, in the state machine's terms. What it has no place for is dropped.
 pub(super) fn read(status: &wire::RolloutStatus) -> Status {
@@ -16,6 +18,7 @@ pub(super) fn read(status: &wire::RolloutStatus) -> Status {
         phase: phase(status.phase),
         stable: status.stable_revision.clone(),
         adopted: status.adopted,
+        in_place: status.in_place,
         seen: status.seen_revision.clone(),
         queued: Some(status.queued_revision.clone()).filter(|queued| !queued.is_empty()),
         attempt: (status.attempt.as_ref()).map(|attempt| read_attempt(attempt, status.step.as_ref())),
@@ -34,6 +37,7 @@ pub(super) fn write(
     plan: &Plan,
     decision: &Decision,
     generation: Option<i64>,
+    said: &[Said],
     stamp: &Stamp,
 ) -> wire::RolloutStatus {
     let status = &decision.status;
@@ -50,9 +54,16 @@ pub(super) fn write(
             .map(|attempt| attempt.candidate.clone())
             .unwrap_or_default(),
         adopted: status.adopted,
+        in_place: status.in_place,
         seen_revision: status.seen.clone(),
         queued_revision: status.queued.clone().unwrap_or_default(),
-        attempt: attempt.map(write_attempt),
+        attempt: attempt.map(|attempt| wire::AttemptStatus {
+            measurements: (old.attempt.as_ref())
+                .filter(|old| old.uid == attempt.uid)
+                .map(|old| old.measurements.clone())
+                .unwrap_or_default(),
+            ..write_attempt(attempt)
+        }),
         attempts: status.attempts,
         step: attempt.map(step),
         evidence: match &decision.evidence {
@@ -68,7 +79,7 @@ pub(super) fn write(
         last_command: status.command.clone(),
         last_command_answer: status.answer.clone(),
         promoted_at: status.promoted.map(write_time),
-        conditions: conditions(&old.conditions, decision, generation, stamp),
+        conditions: conditions(&old.conditions, decision, generation, said, stamp),
     }
 }
 
@@ -77,12 +88,19 @@ fn conditions(
     old: &[Condition],
     decision: &Decision,
     generation: Option<i64>,
+    said: &[Said],
     stamp: &Stamp,
 ) -> Vec<Condition> {
     let status = &decision.status;
     let phase = status.phase;
-    let serves = status.adopted && !matches!(phase, Phase::Adopting | Phase::Releasing);
+    let adopted = status.adopted && phase != Phase::Adopting;
+    let serves = (adopted || status.in_place) && phase != Phase::Releasing;
     let mut conditions = old.to_vec();
+    let passing = [REPLICAS_CONFLICT, AUTOSCALER_CONFLICT, CONFIG_TRACKED];
+    // Of these there is something to say, or they are not there.
+    conditions.retain(|old| {
+        !passing.contains(&old.type_.as_str()) || said.iter().any(|said| said.kind == old.type_)
+    });
     for (kind, holds) in [
         // A revision serves.
         ("Ready", serves),
@@ -95,6 +113,11 @@ fn conditions(
     ] {
         let reason = phase.to_string();
         let new = condition::condition(kind, holds, &reason, "", generation, stamp.clone());
+        condition::set(&mut conditions, new);
+    }
+    for said in said {
+        let (kind, message) = (said.kind, said.message.clone());
+        let new = condition::condition(kind, said.holds, said.reason, message, generation, stamp.clone());
         condition::set(&mut conditions, new);
     }
     conditions
@@ -139,6 +162,10 @@ fn read_attempt(attempt: &wire::AttemptStatus, step: Option<&wire::StepStatus>) 
         skipped: attempt.skipped,
         passed: attempt.passed,
         waived: attempt.waived,
+        confirmed: attempt.confirmed,
+        waits: Gate::ALL
+            .into_iter()
+            .find(|gate| gate.to_string() == attempt.waits_for),
         cuts: Cuts(cuts),
         counters,
         ruled_out: attempt.ruled_out_ppm,
@@ -179,6 +206,8 @@ fn write_attempt(attempt: &Attempt) -> wire::AttemptStatus {
         skipped: attempt.skipped,
         passed: attempt.passed,
         waived: attempt.waived,
+        confirmed: attempt.confirmed,
+        waits_for: attempt.waits.map(|gate| gate.to_string()).unwrap_or_default(),
         cuts: attempt
             .cuts
             .0
@@ -201,7 +230,16 @@ fn write_attempt(attempt: &Attempt) -> wire::AttemptStatus {
             failed_checks: attempt.ticks.failed,
             iterations: attempt.ticks.iterations,
         },
+        // Who measures shows them.
+        measurements: Vec::new(),
     }
+}
+
+/// How many measurements have failed, by name.
+pub(super) fn failures(status: &wire::RolloutStatus) -> Vec<(&str, u32)> {
+    let attempt = status.attempt.iter();
+    let all = attempt.flat_map(|attempt| &attempt.measurements);
+    all.map(|one| (one.name.as_str(), one.failures)).collect()
 }
 
 fn read_arm(counts: &wire::ArmCounts) -> Arm {
@@ -229,12 +267,12 @@ pub(super) fn kept(time: Time) -> Time {
     Time::from_epoch(Duration::from_micros(micros))
 }
 
-fn read_time(time: &MicroTime) -> Time {
+pub(super) fn read_time(time: &MicroTime) -> Time {
     let micros = u64::try_from(time.0.as_microsecond()).unwrap_or(0);
     Time::from_epoch(Duration::from_micros(micros))
 }
 
-fn write_time(time: Time) -> MicroTime {
+pub(super) fn write_time(time: Time) -> MicroTime {
     let micros = i64::try_from(time.since_epoch().as_micros()).unwrap_or(i64::MAX);
     MicroTime(jiff::Timestamp::from_microsecond(micros).unwrap_or(jiff::Timestamp::MAX))
 }
@@ -274,15 +312,9 @@ fn wire_phase(phase: Phase) -> wire::Phase {
 }
 
 fn ended(result: &str) -> Option<Ended> {
-    let all = [
-        Ended::Promoted,
-        Ended::FastPromoted,
-        Ended::RolledBack,
-        Ended::Aborted,
-        Ended::Superseded,
-        Ended::Expired,
-    ];
-    all.into_iter().find(|ended| format!("{ended:?}") == result)
+    Ended::ALL
+        .into_iter()
+        .find(|ended| format!("{ended:?}") == result)
 }
 
 fn step(attempt: &Attempt) -> wire::StepStatus {
@@ -360,14 +392,6 @@ mod tests {
             };
             counters.insert(epoch, &format!("instance-{seed}"), &row);
         }
-        let all = [
-            Ended::Promoted,
-            Ended::FastPromoted,
-            Ended::RolledBack,
-            Ended::Aborted,
-            Ended::Superseded,
-            Ended::Expired,
-        ];
         let phases = [
             Phase::Adopting,
             Phase::Idle,
@@ -387,6 +411,7 @@ mod tests {
             phase: phases[pick % phases.len()],
             stable: format!("web-{seed}"),
             adopted: odd,
+            in_place: !odd,
             seen: format!("web-{}", seed + 1),
             queued: odd.then(|| "web-q".to_owned()),
             attempt: Some(Attempt {
@@ -415,6 +440,8 @@ mod tests {
                 skipped: odd.then_some(small),
                 passed: (!odd).then_some(small),
                 waived: odd,
+                confirmed: !odd,
+                waits: odd.then(|| Gate::ALL[pick % Gate::ALL.len()]),
                 cuts: Cuts([Some(pick % 200), None, Some(3), None]),
                 counters,
                 ruled_out: small * 1000,
@@ -423,7 +450,7 @@ mod tests {
                     failed: small,
                     iterations: small + 1,
                 },
-                result: (!odd).then(|| all[pick % all.len()]),
+                result: (!odd).then(|| Ended::ALL[pick % Ended::ALL.len()]),
                 why: "because".to_owned(),
             }),
             attempts: seed,
@@ -441,6 +468,8 @@ mod tests {
             actions: Vec::new(),
             pools: std::collections::BTreeMap::new(),
             synthetic: false,
+            asks: None,
+            measure: false,
             evidence: None,
             events: Vec::new(),
             reason: "why".to_owned(),
@@ -456,7 +485,14 @@ mod tests {
             let status = full(seed);
             let old = wire::RolloutStatus::default();
             let stamp = Stamp(jiff::Timestamp::UNIX_EPOCH);
-            let written = write(&old, &Plan::default(), &decision(status.clone()), Some(1), &stamp);
+            let written = write(
+                &old,
+                &Plan::default(),
+                &decision(status.clone()),
+                Some(1),
+                &[],
+                &stamp,
+            );
             assert_eq!(read(&written), status, "{seed}");
             let json = serde_json::to_value(&written).expect("JSON");
             let again: wire::RolloutStatus = serde_json::from_value(json).expect("a status");
@@ -467,6 +503,29 @@ mod tests {
     #[test]
     fn the_state_before_the_first_look_is_the_empty_status() {
         assert_eq!(read(&wire::RolloutStatus::default()), Status::default());
+    }
+
+    #[test]
+    fn what_passes_is_said_while_it_lasts() {
+        let kinds = |said: &[Said], old: &wire::RolloutStatus| {
+            let stamp = Stamp(jiff::Timestamp::UNIX_EPOCH);
+            let new = write(old, &Plan::default(), &decision(full(1)), Some(1), said, &stamp);
+            let kinds: Vec<String> = new.conditions.iter().map(|each| each.type_.clone()).collect();
+            (kinds, new)
+        };
+        let conflict = Said {
+            kind: REPLICAS_CONFLICT,
+            holds: true,
+            reason: condition::reason::FOREIGN_MANAGER,
+            message: "argocd".to_owned(),
+        };
+        let (first, status) = kinds(&[conflict], &wire::RolloutStatus::default());
+        assert_eq!(
+            first,
+            ["Ready", "Progressing", "Promoted", "Degraded", "ReplicasConflict"]
+        );
+        let (then, _) = kinds(&[], &status);
+        assert_eq!(then, ["Ready", "Progressing", "Promoted", "Degraded"]);
     }
 
     #[test]

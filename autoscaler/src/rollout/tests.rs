@@ -1,6 +1,15 @@
 //! Rollouts from the annotation to the last byte of status, against an API in memory, with played activators that
 //! acknowledge at once and count what a test says.
 
+mod calls;
+mod config;
+mod fake;
+mod in_place;
+mod matrix;
+mod others;
+mod outside;
+mod threshold;
+
 use std::time::Duration;
 
 use crds::evidence::{ArmReport, EpochReport};
@@ -8,9 +17,11 @@ use crds::names::COMMAND_ANNOTATION;
 use crds::report::Report;
 use crds::rollout::{Phase, RolloutStatus};
 use crds::{Revision, Rollout, Route};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -46,11 +57,16 @@ impl World {
     async fn rolled_out(&self, replicas: u32, spec: Value) {
         self.play_scale_side();
         self.captured("web", replicas).await;
-        let mut all = json!({ "targetRef": { "name": "web" }, "serviceRef": { "name": "web" } });
+        self.create_rollout("web", "web", spec).await;
+    }
+
+    /// A Rollout of the Deployment `web` for a Service.
+    async fn create_rollout(&self, name: &str, service: &str, spec: Value) {
+        let mut all = json!({ "targetRef": { "name": "web" }, "serviceRef": { "name": service } });
         for (key, value) in spec.as_object().into_iter().flatten() {
             all[key] = value.clone();
         }
-        let rollout = json!({ "metadata": { "name": "web" }, "spec": all });
+        let rollout = json!({ "metadata": { "name": name }, "spec": all });
         let rollout: Rollout = serde_json::from_value(rollout).expect("a Rollout");
         self.rollouts()
             .create(&PostParams::default(), &rollout)
@@ -61,6 +77,13 @@ impl World {
     async fn status(&self) -> RolloutStatus {
         let rollout = self.rollouts().get_opt("web").await.expect("an answer");
         rollout.and_then(|rollout| rollout.status).unwrap_or_default()
+    }
+
+    /// The candidate has half, and every activator knows.
+    async fn until_half(&self) -> RolloutStatus {
+        let acked = |status: &RolloutStatus| status.step.as_ref().is_some_and(|step| step.acked_bp.is_some());
+        self.until_status("half", |status| status.weight == "50%" && acked(status))
+            .await
     }
 
     async fn until_status(&self, what: &str, good: impl Fn(&RolloutStatus) -> bool) -> RolloutStatus {
@@ -82,6 +105,33 @@ impl World {
     async fn idle(&self) -> RolloutStatus {
         self.until_status("idle", |status| status.phase == Phase::Idle && status.adopted)
             .await
+    }
+
+    async fn until_rollout_gone(&self) {
+        let gone = timeout(Duration::from_secs(300), async {
+            while self.rollouts().get_opt("web").await.expect("an answer").is_some() {
+                sleep(TICK).await;
+            }
+        });
+        let gone = gone.await;
+        assert!(
+            gone.is_ok(),
+            "{:#?}\n{:#?}\n{:?}",
+            self.status().await,
+            self.writes(),
+            self.images().await
+        );
+    }
+
+    /// Deletes `web` of this kind, as a user would.
+    async fn delete<K>(&self)
+    where
+        K: Resource<Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+        K::DynamicType: Default,
+    {
+        let all = Api::<K>::default_namespaced(self.client());
+        let deleted = all.delete("web", &DeleteParams::default()).await;
+        deleted.expect("it is deleted");
     }
 
     async fn set_image(&self, image: &str) {
@@ -108,13 +158,13 @@ impl World {
             .expect("a patch");
     }
 
+    /// What the Route says; empty without one.
     async fn weights(&self) -> Vec<(String, u32)> {
-        let route = Api::<Route>::default_namespaced(self.client())
-            .get("web")
-            .await
-            .expect("a Route");
+        let all = Api::<Route>::default_namespaced(self.client());
+        let route = all.get_opt("web").await.expect("an answer");
+        let pools = route.map(|route| route.spec.pools).unwrap_or_default();
         let weight = |pool: crds::route::RoutePool| (pool.name, pool.weight);
-        route.spec.pools.into_iter().map(weight).collect()
+        pools.into_iter().map(weight).collect()
     }
 
     /// The image of each Deployment, and its replicas, by name.
@@ -206,11 +256,7 @@ async fn evidence_takes_a_bad_candidate_out_and_it_begins_again_only_when_told()
     world.rolled_out(1, by_evidence()).await;
     let first = world.idle().await;
     world.set_image("y").await;
-    world
-        .until_status("half", |status| {
-            status.weight == "50%" && status.step.as_ref().is_some_and(|step| step.acked_bp.is_some())
-        })
-        .await;
+    world.until_half().await;
     world.count((40, 0), (30, 12)).await;
     let failed = world
         .until_status("failed", |status| status.phase == Phase::Failed)
@@ -231,11 +277,7 @@ async fn evidence_takes_a_bad_candidate_out_and_it_begins_again_only_when_told()
     assert_eq!(world.status().await.phase, Phase::Failed);
 
     world.command("retry").await;
-    world
-        .until_status("half again", |status| {
-            status.weight == "50%" && status.step.as_ref().is_some_and(|step| step.acked_bp.is_some())
-        })
-        .await;
+    world.until_half().await;
     world.count((200, 0), (200, 0)).await;
     let status = world
         .until_status("promoted", |status| status.phase == Phase::Idle)
@@ -285,6 +327,72 @@ async fn a_breaker_that_has_gone_off_takes_the_candidate_out() {
     assert_eq!(why, "the breaker of activator-1 has taken it out");
 }
 
+/// A report line by which the breaker of an activator has taken out the candidate of an attempt.
+fn broken_by(activator: &str, status: &RolloutStatus) -> Report {
+    let attempt = status.attempt.as_ref().map(|attempt| attempt.uid.clone());
+    Report {
+        activator: activator.into(),
+        instance: format!("instance of {activator}"),
+        epochs: vec![EpochReport {
+            namespace: "default".into(),
+            route: "web".into(),
+            attempt: attempt.unwrap_or_default(),
+            broken: true,
+            ..EpochReport::default()
+        }],
+        ..Report::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_break_that_was_heard_ends_in_a_rollback_whoever_restarts() {
+    // It was stored: the next process goes on with it, though no activator knows of it any more.
+    let mut world = World::start().await;
+    world.rolled_out(1, by_evidence()).await;
+    world.idle().await;
+    world.set_image("y").await;
+    let status = world.until_half().await;
+    world.counts.line(&broken_by("activator-1", &status));
+    let stored = |status: &RolloutStatus| matches!(status.phase, Phase::RollingBack | Phase::Failed);
+    world.until_status("stored", stored).await;
+    world.take_over().await;
+    let failed = |status: &RolloutStatus| status.phase == Phase::Failed;
+    let status = world.until_status("failed", failed).await;
+    assert_eq!(
+        status.attempt.map(|attempt| attempt.result).as_deref(),
+        Some("RolledBack")
+    );
+
+    // It could not be stored: the other activators were told, and tell the next process.
+    let mut world = World::start().await;
+    world.rolled_out(1, by_evidence()).await;
+    world.idle().await;
+    world.set_image("y").await;
+    let status = world.until_half().await;
+    let uid = status.attempt.as_ref().map(|attempt| attempt.uid.clone());
+    world.burn(0);
+    world.counts.line(&broken_by("activator-1", &status));
+    world.rest(1).await;
+    let told = world
+        .fleet
+        .out
+        .lock()
+        .get(&crate::path::tests::world::key("web"))
+        .cloned();
+    assert_eq!(told, uid);
+    assert_eq!(world.status().await.weight, "50%", "nothing could be written");
+    world.burn(i64::MAX);
+    world.take_over().await;
+    world.counts.line(&broken_by("activator-0", &status));
+    let status = world.until_status("failed", failed).await;
+    assert_eq!(
+        status.attempt.map(|attempt| attempt.result).as_deref(),
+        Some("RolledBack")
+    );
+    world.rest(2).await;
+    assert!(world.fleet.out.lock().is_empty(), "nobody needs to know any more");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rollout_that_is_deleted_gives_the_deployment_back_with_what_is_stable() {
     let world = World::start().await;
@@ -292,41 +400,26 @@ async fn a_rollout_that_is_deleted_gives_the_deployment_back_with_what_is_stable
     world.idle().await;
     world.set_image("bad").await;
     world.until_status("half", |status| status.weight == "50%").await;
-    let deleting = world.rollouts().delete("web", &DeleteParams::default()).await;
-    assert!(deleting.is_ok());
-    let gone = timeout(Duration::from_secs(300), async {
-        while world
-            .rollouts()
-            .get_opt("web")
-            .await
-            .expect("an answer")
-            .is_some()
-        {
-            // Pods of what is not stable go when they have no requests: the scale side's work.
-            for (name, image, replicas) in world.images().await {
-                if image == "bad"
-                    && name != "web"
-                    && replicas > 0
-                    && !world
-                        .entry("web")
-                        .is_some_and(|entry| entry.needs.keys().any(|pool| pool.pool == name))
-                {
-                    world.scale(&name, 0).await;
-                }
-            }
-            sleep(TICK).await;
-        }
-    });
-    assert!(
-        gone.await.is_ok(),
-        "{:#?}\n{:#?}\n{:?}",
-        world.status().await,
-        world.writes(),
-        world.images().await
-    );
+    world.delete::<Rollout>().await;
+    // No pod goes for want of requests meanwhile: an uninstallation does not wait for a keep-alive.
+    world.until_rollout_gone().await;
     assert_eq!(world.images().await, [("web".to_owned(), "x".to_owned(), 2)]);
     world.rest(5).await;
     assert_eq!(world.weights().await, [("web".to_owned(), 10_000)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollout_whose_service_and_deployment_are_deleted_takes_its_pools_along() {
+    let world = World::start().await;
+    world.rolled_out(2, by_evidence()).await;
+    world.idle().await;
+    world.set_image("bad").await;
+    world.until_status("half", |status| status.weight == "50%").await;
+    world.delete::<Service>().await;
+    world.delete::<Deployment>().await;
+    world.delete::<Rollout>().await;
+    world.until_rollout_gone().await;
+    assert_eq!(world.images().await, []);
 }
 
 #[tokio::test(start_paused = true)]
@@ -356,7 +449,7 @@ async fn an_annotation_alone_makes_a_rollout_and_a_spec_that_cannot_be_carried_o
         .await;
     let first = world.idle().await;
     assert!(!first.stable_revision.is_empty());
-    let hook = json!([{ "name": "x", "type": "rollout", "url": "http://x" }]);
+    let hook = json!([{ "name": "x", "type": "rollout", "url": "x" }]);
     let body = json!({ "spec": { "analysis": { "webhooks": hook } } });
     world
         .rollouts()
@@ -368,19 +461,37 @@ async fn an_annotation_alone_makes_a_rollout_and_a_spec_that_cannot_be_carried_o
     world
         .annotate("web", json!({ "dormouse.dev/rollout": null }))
         .await;
-    let gone = timeout(Duration::from_secs(300), async {
-        while world
-            .rollouts()
-            .get_opt("web")
-            .await
-            .expect("an answer")
-            .is_some()
-        {
-            sleep(TICK).await;
-        }
-    });
-    assert!(gone.await.is_ok(), "{:#?}", world.status().await);
+    world.until_rollout_gone().await;
     assert_eq!(world.replicas("web").await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_cannot_be_read_is_deleted_as_well() {
+    for ready in [true, false] {
+        let mut world = World::start().await;
+        if ready {
+            world.rolled_out(1, by_time()).await;
+            world.idle().await;
+        } else {
+            // Its first revision never gets pods.
+            world.captured("web", 1).await;
+            world.create_rollout("web", "web", by_time()).await;
+            let begun = |status: &RolloutStatus| !status.stable_revision.is_empty();
+            assert!(!world.until_status("begun", begun).await.adopted);
+        }
+        let wrong = json!({ "spec": { "strategy": { "steps": [{ "weight": 50 }, { "weight": 10 }] } } });
+        let all = world.rollouts();
+        all.patch("web", &PatchParams::default(), &Patch::Merge(wrong))
+            .await
+            .expect("a patch");
+        world.kill();
+        world.delete::<Rollout>().await;
+        world.succeed().await;
+        world.until_rollout_gone().await;
+        world.rest(5).await;
+        let left = world.images().await;
+        assert_eq!(left, [("web".to_owned(), "x".to_owned(), 1)], "{ready}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -390,21 +501,12 @@ async fn a_process_that_ends_at_any_write_is_carried_on_by_the_next() {
         world.captured("web", 1).await;
         world.play_scale_side();
         world.burn(writes);
-        let all = json!({ "targetRef": { "name": "web" }, "serviceRef": { "name": "web" } });
-        let mut spec = by_time();
-        for (key, value) in all.as_object().into_iter().flatten() {
-            spec[key] = value.clone();
-        }
-        let rollout: Rollout = serde_json::from_value(json!({ "metadata": { "name": "web" }, "spec": spec }))
-            .expect("a Rollout");
-        let created = world.rollouts().create(&PostParams::default(), &rollout).await;
-        assert!(created.is_ok());
+        world.create_rollout("web", "web", by_time()).await;
         let mut changed = false;
         let mut first = String::new();
         let ended = timeout(Duration::from_secs(400), async {
             loop {
                 if world.is_burnt() {
-                    world.burn(i64::MAX);
                     world.take_over().await;
                 }
                 let status = world.status().await;
@@ -444,16 +546,12 @@ async fn a_process_that_ends_on_the_way_back_is_carried_on_too() {
         world.rolled_out(2, by_evidence()).await;
         let first = world.idle().await;
         world.set_image("bad").await;
-        let half = |status: &RolloutStatus| {
-            status.weight == "50%" && status.step.as_ref().is_some_and(|step| step.acked_bp.is_some())
-        };
-        world.until_status("half", half).await;
+        world.until_half().await;
         world.burn(writes);
         let (mut deleted, mut counted) = (false, false);
         let ended = timeout(Duration::from_secs(400), async {
             loop {
                 if world.is_burnt() {
-                    world.burn(i64::MAX);
                     world.take_over().await;
                     counted = false;
                 }

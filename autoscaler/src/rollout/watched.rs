@@ -201,6 +201,32 @@ impl Objects {
         found
     }
 
+    /// The Rollout of this Service that comes first, if it is another one than that with this uid.
+    pub(super) fn another_has(&self, service: &RouteKey, uid: Option<&str>) -> Option<Arc<Rollout>> {
+        let first = self.by_service().remove(service)?;
+        (first.metadata.uid.as_deref() != uid).then_some(first)
+    }
+
+    /// The Rollout of a Deployment: the one that has begun, else the oldest, and of those of one age the first by name.
+    pub(super) fn of_target(&self, namespace: &str, target: &str) -> Option<Arc<Rollout>> {
+        let tables = self.tables.read();
+        let those = tables
+            .rollouts
+            .iter()
+            .filter(|(key, rollout)| key.namespace == namespace && rollout.spec.target_ref.name == target);
+        those
+            .map(|(_, rollout)| rollout)
+            .min_by_key(|rollout| {
+                let begun = rollout
+                    .status
+                    .as_ref()
+                    .is_some_and(crds::rollout::RolloutStatus::has_begun);
+                let created = rollout.metadata.creation_timestamp.as_ref().map(|time| time.0);
+                (!begun, created, rollout.name_any())
+            })
+            .cloned()
+    }
+
     /// The Revisions of a Rollout, by name.
     pub(super) fn revisions(&self, rollout: &RouteKey) -> BTreeMap<String, Arc<Revision>> {
         let tables = self.tables.read();

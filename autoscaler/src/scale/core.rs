@@ -95,6 +95,10 @@ impl Unit {
             };
             format!("{manager} has changed the replicas {times} in 10 min{end}")
         });
+        self.rests = match &step.reason.cause {
+            Cause::MayNotSleep { why } => situation.complete && self.kept_in_place() == Some(why),
+            _ => false,
+        };
         let next = step
             .next
             .as_ref()

@@ -101,7 +101,7 @@ fn bench() -> Bench {
     let fleet = Fleet::new("autoscaler", Arc::clone(&metrics));
     let (cluster, _) = Cluster::new(
         client(&world),
-        leading.subscribe(),
+        crate::lease::Term::endless(),
         "autoscaler",
         metrics.registry(),
     );
@@ -160,7 +160,9 @@ impl Bench {
             )],
             may_sleep: Ok(()),
             at_least: None,
+            holds: None,
             needs: std::collections::BTreeMap::new(),
+            stays: None,
             idle: BTreeSet::new(),
             scaled_by: None,
             phase: None,

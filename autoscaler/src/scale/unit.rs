@@ -51,6 +51,8 @@ pub(super) struct Unit {
     pub(super) waking: bool,
     /// What the last decision wants.
     pub(super) want: u32,
+    /// At the last decision nothing but its rollout kept it from sleeping.
+    pub(super) rests: bool,
     /// The sentence of the last change.
     pub(super) why: String,
     /// The sentence that says why nothing changes, when that says more.
@@ -114,6 +116,7 @@ impl Unit {
             ready: 0,
             waking: false,
             want: 0,
+            rests: false,
             why: status
                 .map(|status| status.why.clone())
                 .filter(|why| led_to(why).is_some())
@@ -141,21 +144,30 @@ impl Unit {
 
     /// Why the pool may not go to zero, if it may not.
     pub(super) fn kept_awake(&self) -> Option<&str> {
-        self.routes
-            .values()
-            .find_map(|entry| entry.may_sleep.as_ref().err())
-            .map(String::as_str)
+        let mut entries = self.routes.values();
+        let by_capture = entries.find_map(|entry| entry.may_sleep.as_ref().err());
+        by_capture.map(String::as_str).or_else(|| self.kept_in_place())
+    }
+
+    /// What its rollout has against its going to zero.
+    pub(super) fn kept_in_place(&self) -> Option<&str> {
+        let mut stays = self.routes.values().filter_map(|entry| entry.stays.as_ref());
+        stays
+            .find(|(pool, _)| *pool == self.key)
+            .map(|(_, why)| why.as_str())
     }
 
     /// Replicas to keep at least, and why.
     pub(super) fn at_least(&self) -> Option<(u32, &str)> {
+        let present = self.replicas.filter(|replicas| *replicas > 0);
         let asked = self.routes.values().flat_map(|entry| {
-            let need = entry.needs.get(&self.key);
-            entry.at_least.iter().chain(need)
+            let holds = entry.holds.as_deref().and_then(|why| Some((present?, why)));
+            let others = entry.at_least.iter().chain(entry.needs.get(&self.key));
+            holds
+                .into_iter()
+                .chain(others.map(|(replicas, why)| (*replicas, why.as_str())))
         });
-        asked
-            .max_by_key(|(replicas, _)| *replicas)
-            .map(|(replicas, why)| (*replicas, why.as_str()))
+        asked.max_by_key(|(replicas, _)| *replicas)
     }
 
     /// Whether no request can come to it now: it is a revision's that has no traffic.

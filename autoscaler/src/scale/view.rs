@@ -158,6 +158,7 @@ impl Scaler {
             "maySleep": entry.may_sleep.is_ok(),
             "keptAwake": entry.may_sleep.as_ref().err(),
             "atLeast": entry.at_least.as_ref().map(|(replicas, why)| json!({"replicas": replicas, "why": why})),
+            "holds": entry.holds,
             "scaledBy": entry.scaled_by,
             "listening": entry.listening,
             "pools": pools,

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use crds::names::{CAPTURED_SELECTOR_KEY, GROUP, ORIGINAL_REPLICAS_ANNOTATION, POOL_LABEL, REVISION_LABEL};
+use crds::names::{
+    AUTOSCALER_MANAGER, CAPTURED_SELECTOR_KEY, GROUP, ORIGINAL_REPLICAS_ANNOTATION, PAUSED_ANNOTATION,
+    POOL_LABEL, REVISION_LABEL,
+};
 use crds::route::{Workload, WorkloadKind};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Container, Namespace, PodTemplateSpec, Probe, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use crate::cluster::ownership;
 
 /// The prefix of Knative's autoscaling annotations, whose spellings we accept.
 const KNATIVE_PREFIX: &str = "autoscaling.knative.dev/";
@@ -157,8 +162,12 @@ pub struct WorkloadFacts {
     pub replicas: u32,
     /// `status.replicas`.
     pub current_replicas: u32,
+    /// `status.updatedReplicas`: pods of the present template.
+    pub updated_replicas: u32,
     /// `status.readyReplicas`.
     pub ready_replicas: u32,
+    /// `spec.paused`.
+    pub paused: bool,
     /// `spec.selector.matchLabels`.
     pub match_labels: Labels,
     /// Labels of its pods.
@@ -173,6 +182,8 @@ pub struct WorkloadFacts {
     pub original_replicas: Option<u32>,
     /// Who owns `spec.replicas`, ourselves included, the last to write first.
     pub replicas_managers: Vec<String>,
+    /// Whether one of our entries in `managedFields` owns its template or whether it is paused.
+    pub we_own_spec: bool,
     /// `automountServiceAccountToken` of its pods.
     pub automount_token: Option<bool>,
     /// The pods' annotation `linkerd.io/inject`.
@@ -271,7 +282,7 @@ impl From<&Service> for ServiceFacts {
         let metadata = &service.metadata;
         let spec = service.spec.clone().unwrap_or_default();
         let is_ours = |manager: &Option<String>| manager.as_deref() == Some(crds::names::AUTOSCALER_MANAGER);
-        let (ours, others): (Vec<_>, Vec<_>) = owners_of(metadata, ["f:spec", "f:selector"])
+        let (ours, others): (Vec<_>, Vec<_>) = owners_of(metadata, ["f:spec", ownership::SELECTOR])
             .into_iter()
             .partition(|entry| is_ours(&entry.manager));
         let local = |policy: Option<String>| policy.as_deref() == Some("Local");
@@ -330,7 +341,9 @@ impl From<&Deployment> for WorkloadFacts {
             observed_generation: status.observed_generation.unwrap_or(0),
             replicas: count(Some(spec.replicas.unwrap_or(1))),
             current_replicas: count(status.replicas),
+            updated_replicas: count(status.updated_replicas),
             ready_replicas: count(status.ready_replicas),
+            paused: spec.paused.unwrap_or(false),
             match_labels: spec.selector.match_labels.unwrap_or_default(),
             conditions: conditions
                 .map(|c| {
@@ -378,6 +391,12 @@ fn count(value: Option<i32>) -> u32 {
 }
 
 impl WorkloadFacts {
+    /// Whether we have paused it.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.paused && self.annotations.contains_key(PAUSED_ANNOTATION)
+    }
+
     fn common(kind: WorkloadKind, metadata: &ObjectMeta, template: &PodTemplateSpec) -> Self {
         let pod = template.spec.clone().unwrap_or_default();
         let template_metadata = template.metadata.clone().unwrap_or_default();
@@ -405,7 +424,13 @@ impl WorkloadFacts {
             readiness_gated: gates || sidecar_probes,
             original_replicas: annotation(metadata, ORIGINAL_REPLICAS_ANNOTATION)
                 .and_then(|text| text.parse().ok()),
-            replicas_managers: managers(&owners_of(metadata, ["f:spec", "f:replicas"])),
+            replicas_managers: managers(&owners_of(metadata, ["f:spec", ownership::REPLICAS])),
+            we_own_spec: ownership::ROLLED_OUT.iter().any(|field| {
+                let owners = owners_of(metadata, ["f:spec", field]);
+                let is_ours =
+                    |entry: &&ManagedFieldsEntry| entry.manager.as_deref() == Some(AUTOSCALER_MANAGER);
+                owners.iter().any(is_ours)
+            }),
             automount_token: pod.automount_service_account_token,
             annotations: own_annotations(metadata),
             revision: metadata

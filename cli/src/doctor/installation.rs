@@ -1,13 +1,12 @@
 //! Is Dormouse installed, current and running?
 
-use crds::Route;
 use crds::names::{ACTIVATOR_SERVICE, LEASE, RELEASE_ALL_ANNOTATION, SLICE_SERVICE_LABEL};
+use crds::{Revision, Rollout, Route};
+use futures::future::try_join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, CustomResourceDefinitionVersion,
-};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
 use kube::{Api, CustomResourceExt as _};
 use serde_json::Value;
@@ -16,7 +15,7 @@ use super::{Line, Mark};
 use crate::client::{Connected, failed};
 use crate::failure::Failure;
 
-const ABOUT: &str = "installation";
+pub(super) const ABOUT: &str = "installation";
 
 fn line(mark: Mark, reason: &str, text: impl Into<String>) -> Line {
     Line::new(mark, ABOUT, reason, text)
@@ -30,14 +29,14 @@ pub(super) async fn examine(connected: &Connected, namespace: &str) -> Result<Ve
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     let own = ListParams::default().labels(&format!("{SLICE_SERVICE_LABEL}={ACTIVATOR_SERVICE}"));
-    let name = Route::crd_name();
-    let (definition, slices, lease) = tokio::join!(
-        definitions.get_opt(name),
+    let names = [Route::crd_name(), Rollout::crd_name(), Revision::crd_name()];
+    let (definitions, slices, lease) = tokio::join!(
+        try_join_all(names.map(|name| definitions.get_opt(name))),
         slices.list(&own),
         leases.get_opt(LEASE)
     );
-    let definition = match definition {
-        Ok(found) => self::definition(found.as_ref()),
+    let definition = match definitions {
+        Ok(found) => self::definitions(&found.into_iter().flatten().collect::<Vec<_>>()),
         // An account without a right to see definitions can still use the rest.
         Err(kube::Error::Api(status)) if status.code == 403 => line(
             Mark::Warning,
@@ -53,48 +52,50 @@ pub(super) async fn examine(connected: &Connected, namespace: &str) -> Result<Ve
     Ok(lines)
 }
 
-/// Whether the cluster's definition of a Route is ours.
-fn definition(found: Option<&CustomResourceDefinition>) -> Line {
+/// Whether the cluster's definitions are ours.
+fn definitions(found: &[CustomResourceDefinition]) -> Line {
     const FIX: &str = "dormouse crds | kubectl apply -f -";
-    let ours = Route::crd();
     let reason = "CustomResources";
-    let Some(found) = found else {
-        return line(
-            Mark::Stop,
-            reason,
-            format!("{} is not installed: {FIX}", Route::crd_name()),
-        );
-    };
-    let version = |definition: &CustomResourceDefinition| -> Option<CustomResourceDefinitionVersion> {
-        definition
-            .spec
-            .versions
+    let ours = [Route::crd(), Rollout::crd(), Revision::crd()];
+    let same_name = |ours: &CustomResourceDefinition| {
+        found
             .iter()
-            .find(|version| version.name == crds::names::VERSION)
-            .cloned()
+            .find(|found| found.metadata.name == ours.metadata.name)
     };
-    // The columns are for people, and the status only for us: what activators read is the schema.
-    let schema = |version: CustomResourceDefinitionVersion| {
-        version
-            .schema
-            .and_then(|schema| serde_json::to_value(schema).ok())
-            .map(plain)
-    };
-    match (version(found).map(schema), version(&ours).map(schema)) {
-        (Some(theirs), Some(ours)) if theirs == ours => line(
-            Mark::Good,
-            reason,
-            format!("{} is installed and current", Route::crd_name()),
-        ),
-        _ => line(
-            Mark::Warning,
-            reason,
-            format!(
-                "{} is installed in another version than this program's: {FIX}",
-                Route::crd_name()
-            ),
-        ),
+    let name = |ours: &CustomResourceDefinition| ours.metadata.name.clone().unwrap_or_default();
+    let names =
+        |all: Vec<&CustomResourceDefinition>| all.into_iter().map(name).collect::<Vec<_>>().join(", ");
+    let missing: Vec<_> = ours.iter().filter(|ours| same_name(ours).is_none()).collect();
+    let other: Vec<_> = ours
+        .iter()
+        .filter(|ours| same_name(ours).is_some_and(|found| schema(found) != schema(ours)))
+        .collect();
+    if !missing.is_empty() {
+        let text = format!("not installed: {}; {FIX}", names(missing));
+        return line(Mark::Stop, reason, text);
     }
+    if !other.is_empty() {
+        let text = format!(
+            "installed in another version than this program's: {}; {FIX}",
+            names(other)
+        );
+        return line(Mark::Warning, reason, text);
+    }
+    line(
+        Mark::Good,
+        reason,
+        format!("{} are installed and current", names(ours.iter().collect())),
+    )
+}
+
+/// The schema of our version. The columns are for people, and the status only for us: what others write is the schema.
+fn schema(definition: &CustomResourceDefinition) -> Option<Value> {
+    let versions = &definition.spec.versions;
+    let version = versions
+        .iter()
+        .find(|version| version.name == crds::names::VERSION)?;
+    let schema = serde_json::to_value(version.schema.as_ref()?).ok()?;
+    Some(plain(schema))
 }
 
 /// With whole numbers as such: an API server gives 1.0 back as 1.
@@ -275,14 +276,32 @@ mod tests {
 
     #[test]
     fn a_definition_is_current_when_its_schema_is_ours() {
-        assert_eq!(definition(None).mark, Mark::Stop);
-        let mut found = Route::crd();
-        assert_eq!(definition(Some(&found)).mark, Mark::Good);
-        // As an API server gives it back.
-        let written = plain(serde_json::to_value(Route::crd()).expect("JSON"));
-        let found_again = serde_json::from_value(written).expect("a definition");
-        assert_eq!(definition(Some(&found_again)).mark, Mark::Good);
-        found.spec.versions[0].schema = None;
-        assert_eq!(definition(Some(&found)).mark, Mark::Warning);
+        let all = || vec![Route::crd(), Rollout::crd(), Revision::crd()];
+        let missing = definitions(&[Route::crd()]);
+        assert_eq!(missing.mark, Mark::Stop);
+        assert!(
+            missing
+                .text
+                .contains("not installed: rollouts.dormouse.dev, revisions.dormouse.dev"),
+            "{}",
+            missing.text
+        );
+        assert_eq!(definitions(&all()).mark, Mark::Good);
+        // As an API server gives them back.
+        let again = |definition| {
+            let written = plain(serde_json::to_value(definition).expect("JSON"));
+            serde_json::from_value(written).expect("a definition")
+        };
+        let found: Vec<CustomResourceDefinition> = all().into_iter().map(again).collect();
+        assert_eq!(definitions(&found).mark, Mark::Good);
+        let mut found = all();
+        found[1].spec.versions[0].schema = None;
+        let other = definitions(&found);
+        assert_eq!(other.mark, Mark::Warning);
+        assert!(
+            other.text.contains("program's: rollouts.dormouse.dev;"),
+            "{}",
+            other.text
+        );
     }
 }

@@ -2,10 +2,11 @@
 //! with the same questions that the autoscaler asks.
 
 mod installation;
+mod rollout;
 mod service;
 
-use crds::Route;
 use crds::names::SYSTEM_NAMESPACE;
+use crds::{Rollout, Route};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::api::ListParams;
@@ -98,6 +99,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     if !rest.is_empty() {
         lines.extend(service::by_conditions(&connected, rest).await?);
     }
+    lines.extend(rollout::examine(&rollouts(&args, &connected).await, &services));
+    by_place(&mut lines);
     let text = match args.output {
         Some(format) => output::data(&lines, format)?,
         None => text(&lines, Paint::stdout()),
@@ -108,6 +111,33 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     } else {
         Ok(())
     }
+}
+
+/// What is about one thing together, in the order in which things were first met; the worst first.
+fn by_place(lines: &mut [Line]) {
+    let mut order: Vec<String> = Vec::new();
+    for line in lines.iter() {
+        if !order.contains(&line.about) {
+            order.push(line.about.clone());
+        }
+    }
+    lines.sort_by_key(|line| {
+        let place = order.iter().position(|about| *about == line.about);
+        let installation = line.about == installation::ABOUT;
+        // The installation's lines have an order of their own.
+        (place, (!installation).then_some(std::cmp::Reverse(line.mark)))
+    });
+}
+
+/// The Rollouts that are looked at. Without the definition, or the permission, there are none, which the installation's
+/// lines have said.
+async fn rollouts(args: &Args, connected: &Connected) -> Vec<Rollout> {
+    let api: Api<Rollout> = match args.all_namespaces {
+        true => Api::all(connected.client.clone()),
+        false => Api::namespaced(connected.client.clone(), &connected.namespace),
+    };
+    let listed = api.list(&ListParams::default()).await;
+    listed.map(|list| list.items).unwrap_or_default()
 }
 
 /// Namespace and name of every opted-in Service, and of every Route.

@@ -5,7 +5,7 @@ mod service;
 mod wakes;
 
 use clap::ValueEnum;
-use crds::{Route, annotation};
+use crds::{Rollout, Route, annotation};
 use k8s_openapi::api::core::v1::{Event, Namespace, Service};
 use kube::Api;
 use kube::api::ListParams;
@@ -14,6 +14,7 @@ use crate::args::{Data, Scope};
 use crate::client::{connect, failed};
 use crate::failure::Failure;
 use crate::output::{self, Paint};
+use crate::rollout::of_service;
 
 pub(crate) use service::good;
 
@@ -74,10 +75,15 @@ async fn gather(name: &str, scope: &Scope) -> Result<service::Explained, Failure
     let (client, namespace, url) = (&connected.client, &connected.namespace, &connected.url);
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
     let routes: Api<Route> = Api::namespaced(client.clone(), namespace);
+    let rollouts: Api<Rollout> = Api::namespaced(client.clone(), namespace);
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
     let all = ListParams::default();
-    let (service, route, events) =
-        tokio::join!(services.get_opt(name), routes.get_opt(name), events.list(&all));
+    let (service, route, rollouts, events) = tokio::join!(
+        services.get_opt(name),
+        routes.get_opt(name),
+        rollouts.list(&all),
+        events.list(&all)
+    );
     let service = service.map_err(|error| failed("read the Service", url, &error))?;
     let service = service
         .ok_or_else(|| Failure::No(Some(format!("there is no Service {namespace}/{name} at {url}"))))?;
@@ -90,12 +96,14 @@ async fn gather(name: &str, scope: &Scope) -> Result<service::Explained, Failure
         .unwrap_or_default();
     let own = service.metadata.annotations.clone().unwrap_or_default();
     let parsed = annotation::parse(&defaults, &own);
-    // Events are a courtesy: without them the rest is still worth printing.
+    // Rollouts and Events are a courtesy: without them the rest is still worth printing.
+    let rollouts = rollouts.map(|list| list.items).unwrap_or_default();
     let events = events.map(|list| list.items).unwrap_or_default();
     Ok(service::Explained::new(
         namespace,
         name,
         route.as_ref(),
+        of_service(&rollouts, name),
         &parsed,
         &events,
     ))

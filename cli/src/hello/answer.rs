@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -28,7 +29,30 @@ pub(super) struct App {
     pub(super) name: String,
     /// From when on it is ready; `None`: never.
     pub(super) ready_at: Option<Instant>,
+    pub(super) fails: Fails,
     pub(super) stats: Arc<Stats>,
+}
+
+/// Which greetings fail: evenly spread, so that few of them show the share already.
+#[derive(Debug)]
+pub(super) struct Fails {
+    percent: u64,
+    seen: AtomicU64,
+}
+
+impl Fails {
+    pub(super) fn new(percent: u8) -> Self {
+        Self {
+            percent: u64::from(percent),
+            seen: AtomicU64::new(0),
+        }
+    }
+
+    fn next(&self) -> bool {
+        let before = self.seen.fetch_add(1, Ordering::Relaxed);
+        let failed = |requests: u64| requests.wrapping_mul(self.percent) / 100;
+        failed(before.wrapping_add(1)) > failed(before)
+    }
 }
 
 /// What a path asks for.
@@ -79,6 +103,10 @@ impl App {
                 std::process::exit(code)
             }
             Ask::Nonsense(what) => (StatusCode::BAD_REQUEST, format!("{what}\n")),
+            Ask::Greeting if self.fails.next() => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("{} fails, as asked to\n", self.name),
+            ),
             Ask::Greeting | Ask::Stats | Ask::Health => {
                 (StatusCode::OK, format!("Hello from {}\n", self.name))
             }
@@ -234,6 +262,15 @@ impl hyper::body::Body for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_greetings_fail_as_were_asked_for_evenly_spread() {
+        for (percent, pattern) in [(0, [0; 4]), (10, [1; 4]), (25, [2, 3, 2, 3]), (100, [10; 4])] {
+            let fails = Fails::new(percent);
+            let found = pattern.map(|_| (0..10).filter(|_| fails.next()).count());
+            assert_eq!(found, pattern, "{percent} %");
+        }
+    }
 
     #[test]
     fn paths_and_what_they_ask_for() {

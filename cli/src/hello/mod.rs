@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::duration;
-use answer::App;
+use answer::{App, Fails};
 use stats::Stats;
 
 /// Options of `dormouse hello`.
@@ -55,6 +55,9 @@ pub(crate) struct Args {
     /// How long after the start the process exits with 1
     #[arg(long, env = "HELLO_CRASH_AFTER", value_parser = duration::parse)]
     crash_after: Option<Duration>,
+    /// Share of the greetings that are answered with 500 instead, in percent: a bad release
+    #[arg(long, env = "HELLO_FAIL_PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    fail_percent: u8,
     /// Name in the greeting
     #[arg(long, env = "POD_NAME", default_value = "hello")]
     name: String,
@@ -103,6 +106,7 @@ async fn serve(args: Args, started: Instant, shutdown: CancellationToken) -> any
     let app = Arc::new(App {
         name: args.name,
         ready_at,
+        fails: Fails::new(args.fail_percent),
         stats: Stats::new(started),
     });
 

@@ -471,7 +471,8 @@ pub static TABLE: &[Key] = &[
         "rollout",
         Kind::Text { grammar: "`canary`, `blue-green`, or the name of a Rollout", set: text::rollout },
         "(none)",
-        "How a changed workload is let in.",
-    )
-    .active(Active::No),
+        "How a changed Deployment is let in: by growing shares (`canary`) or all at once after its pods are ready \
+         (`blue-green`), each with the defaults of a Rollout, which is made and deleted with the annotation. The name of a \
+         Rollout that you have written yourself: as that says.",
+    ),
 ];

@@ -33,15 +33,18 @@ pub struct AnalysisSpec {
     /// Requests that we send ourselves, with the policy Synthetic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub synthetic: Option<SyntheticSpec>,
-    /// Threshold: from one look to the next.
+    /// Threshold: from one look to the next. Otherwise: from one measurement of a metric that is built in to the next, and
+    /// from one call of a `rollout` webhook to the next. The window of the metrics that are built in is as long.
     #[schemars(length(max = 32), regex(pattern = DURATION))]
     pub interval: String,
-    /// Threshold: rolled back at the look after so many failed ones, in all.
+    /// Threshold: rolled back at the look after so many failed ones, in all. Otherwise: rolled back when a `rollout` webhook
+    /// has failed so often.
     #[schemars(range(min = 1))]
     pub threshold: u32,
     /// Threshold: good looks instead of weights, for BlueGreen and ABTest.
     pub iterations: u32,
-    /// Further measurements.
+    /// Further measurements. Threshold without any: `request-success-rate` is at least `outcomes.errors.slo`, and
+    /// `request-duration` at most `outcomes.latency.p99`, where these are set.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub metrics: Vec<MetricSpec>,
@@ -219,7 +222,8 @@ pub struct SyntheticSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MetricSpec {
-    /// Its name. `request-success-rate` (percent) and `request-duration` (p99, milliseconds) are measured by activators.
+    /// Its name. `request-success-rate` (percent of the candidate's requests that are not bad) and `request-duration` (their
+    /// p99, in milliseconds) are measured by activators, over the last `analysis.interval`.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
     /// Asks a Prometheus; absent for the two that are built in.
@@ -231,7 +235,7 @@ pub struct MetricSpec {
     /// Largest value that is fine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<f64>,
-    /// Sequential: rolled back after so many failures. Threshold counts them with all others.
+    /// So many failures of one attempt are fine; the next one rolls back. Threshold counts them with all others instead.
     #[serde(default)]
     pub failure_limit: u32,
     /// Without a value.
@@ -242,7 +246,7 @@ pub struct MetricSpec {
     pub dry_run: bool,
 }
 
-/// Without a value.
+/// Without a value: the answer is empty or not a number, or there is no answer that can be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OnNoData {
     /// It has failed, as with Flagger.
@@ -256,13 +260,14 @@ pub enum OnNoData {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PrometheusSpec {
-    /// Where.
+    /// Where: `http://prometheus.monitoring:9090`, without `/api/v1/query`.
     #[schemars(length(min = 1, max = 2048))]
     pub address: String,
-    /// PromQL.
+    /// PromQL with one result. `{{ namespace }}`, `{{ name }}` (the Rollout), `{{ target }}`, `{{ service }}`,
+    /// `{{ interval }}`, `{{ stable }}` and `{{ candidate }}` (names of revisions) are filled in.
     #[schemars(length(min = 1, max = 8192))]
     pub query: String,
-    /// How often, and the `interval` of the query.
+    /// How often, and the `interval` of the query. Threshold measures at its looks instead.
     #[serde(default = "a_minute")]
     #[schemars(length(max = 32), regex(pattern = DURATION))]
     pub interval: String,
@@ -272,7 +277,7 @@ fn a_minute() -> String {
     "1m".to_owned()
 }
 
-/// A call, with Flagger's payload.
+/// A call: `POST` with Flagger's payload. Status 200, 201 and 202 agree; anything else does not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookSpec {
@@ -286,11 +291,11 @@ pub struct WebhookSpec {
     /// Where.
     #[schemars(length(min = 1, max = 2048))]
     pub url: String,
-    /// How long it may take.
+    /// How long each try may take.
     #[serde(default = "half_a_minute")]
     #[schemars(length(max = 32), regex(pattern = DURATION))]
     pub timeout: String,
-    /// How often it is tried again.
+    /// How often it is tried again, after 1 to 30 s: when there is no answer, or its status is 429 or 5xx.
     #[serde(default)]
     #[schemars(range(max = 10))]
     pub retries: u32,
@@ -303,21 +308,21 @@ pub struct WebhookSpec {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WebhookKind {
-    /// Before the candidate is scaled up.
+    /// Before the candidate is scaled up: asked until it agrees.
     ConfirmRollout,
-    /// Before the first weight.
+    /// Before the first weight. A failure rolls back; Threshold counts it, and tries again.
     PreRollout,
-    /// At each look.
+    /// Once each interval. Failures are counted.
     #[default]
     Rollout,
-    /// Before each weight.
+    /// Before each weight: asked until it agrees.
     ConfirmTrafficIncrease,
-    /// Before everything goes over.
+    /// Before everything goes over: asked until it agrees.
     ConfirmPromotion,
-    /// At the end.
+    /// At the end, however it ended. What it says changes nothing.
     PostRollout,
-    /// A success rolls back.
+    /// Asked all the time: when it agrees, the candidate is taken out.
     Rollback,
-    /// For each event.
+    /// For each event: `eventMessage`, `eventType` and `timestamp` (milliseconds) are added to the metadata.
     Event,
 }

@@ -30,6 +30,9 @@ pub struct RolloutStatus {
     pub candidate_revision: String,
     /// Whether the traffic goes to pools of revisions, not to the user's own workload.
     pub adopted: bool,
+    /// Whether the stable revision's pods are those of the user's own workload, which is paused, or it is leaving it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub in_place: bool,
     /// The revision of the template that was last acted on.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub seen_revision: String,
@@ -64,9 +67,18 @@ pub struct RolloutStatus {
     /// When the stable revision became stable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub promoted_at: Option<MicroTime>,
-    /// `Ready`, `Progressing`, `Promoted`, `Degraded`, `AutoscalerConflict`, `ReplicasConflict`.
+    /// `Ready`, `Progressing`, `Promoted`, `Degraded`, `AutoscalerConflict`, `ReplicasConflict`, `ConfigTracked`; `MeasurementsAvailable`
+    /// where something is measured, and `AlertsDelivered` where somebody is told.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+impl RolloutStatus {
+    /// Whether a first revision serves, in a pool of its own or in the user's paused workload.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.adopted || self.in_place
+    }
 }
 
 /// Phases, in the order in which a rollout meets them.
@@ -143,6 +155,11 @@ pub struct AttemptStatus {
     pub passed: Option<u32>,
     /// Somebody has said to promote over missing evidence.
     pub waived: bool,
+    /// Its pods may start: whoever has to confirm that has.
+    pub confirmed: bool,
+    /// The webhooks that it waits for, by their type.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub waits_for: String,
     /// Thresholds of service time, as bucket numbers (`service_time_bucket`): the stable revision's median, p90 and p99, and
     /// the objective. -1: none.
     #[schemars(length(max = 4))]
@@ -155,6 +172,32 @@ pub struct AttemptStatus {
     pub ruled_out_ppm: u32,
     /// Where the Threshold rule stands.
     pub ticks: TickStatus,
+    /// What was measured beyond that, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub measurements: Vec<MeasurementStatus>,
+}
+
+/// A measurement: of a metric, or a `rollout` webhook.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MeasurementStatus {
+    /// The metric's name; `hook NAME` for a webhook.
+    pub name: String,
+    /// The last value; empty: there was none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    /// What was wrong with the last one; empty: nothing.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub why: String,
+    /// How many have failed in this attempt.
+    pub failures: u32,
+    /// When it was last measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured_at: Option<MicroTime>,
+    /// It decides nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// A time in which a weight stood.

@@ -16,6 +16,7 @@ use kube::core::ObjectMeta;
 use serde_json::json;
 
 use super::Start;
+use super::pods_of::may_adopt;
 use crate::cluster::{Cluster, controller_of, is_controlled_by, is_not_found, owned_by, selects};
 use crate::informer::Key;
 use crate::queue::{self, Queue};
@@ -150,6 +151,7 @@ async fn claim(
             && set.metadata.deletion_timestamp.is_none()
             && deployment.metadata.deletion_timestamp.is_none()
             && selects(&spec.selector, set.metadata.labels.as_ref())
+            && may_adopt(cluster, deployment).await?
         {
             let mut owners = set.metadata.owner_references.clone().unwrap_or_default();
             owners.push(owned_by(deployment));

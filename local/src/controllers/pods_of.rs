@@ -1,12 +1,15 @@
 //! What ReplicaSets and StatefulSets share: the pods of an owner.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Resource;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::ObjectMeta;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::cluster::{
@@ -20,7 +23,7 @@ pub(super) async fn claim<K>(
     selector: &LabelSelector,
 ) -> Result<Vec<Arc<Pod>>, kube::Error>
 where
-    K: Resource<DynamicType = ()>,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
 {
     let namespace = owner.meta().namespace.clone().unwrap_or_default();
     let mut claimed = Vec::new();
@@ -37,11 +40,24 @@ where
             && pod.metadata.deletion_timestamp.is_none()
             && owner.meta().deletion_timestamp.is_none()
             && !is_finished(&pod)
+            && may_adopt(cluster, owner).await?
         {
             adopt(cluster, owner, &pod).await?;
         }
     }
     Ok(claimed)
+}
+
+/// Whether an owner is still the one that was seen, and not about to go. Asked of the API, as Kubernetes does it: what an owner
+/// deleted with `--cascade=orphan` has just let go would be taken back by a look at how things were.
+pub(super) async fn may_adopt<K>(cluster: &Cluster, owner: &K) -> Result<bool, kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    let meta = owner.meta();
+    let api = cluster.api::<K>(meta.namespace.as_deref().unwrap_or_default());
+    let now = api.get_opt(meta.name.as_deref().unwrap_or_default()).await?;
+    Ok(now.is_some_and(|now| now.meta().uid == meta.uid && now.meta().deletion_timestamp.is_none()))
 }
 
 /// Adds `owner` to a pod that matches its selector. The pod counts from its next change on.

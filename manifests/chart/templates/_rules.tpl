@@ -26,6 +26,14 @@
 
 {{/* What an autoscaler may do in each namespace whose Services it looks after. */}}
 {{- define "dormouse.autoscalerRules" -}}
+# The configuration of what is rolled out: get what its template names, keep copies of it, share a copy among revisions.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, create, patch]
+# How each revision's pool stands.
+- apiGroups: [dormouse.dev]
+  resources: [revisions/status]
+  verbs: [patch]
 # Patch: the selector key. Create, patch and delete: the private headless Service of each pool.
 - apiGroups: [""]
   resources: [services]
@@ -34,9 +42,13 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [list]
-# Patch: the note of the original replicas.
+# Patch: the note of the original replicas; of a Deployment also its template, when a rollout gives it back or restarts pods.
+# Get: the template, to cut a revision from it. Create and delete: the pool of each revision.
 - apiGroups: [apps]
-  resources: [deployments, statefulsets]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [statefulsets]
   verbs: [list, watch, patch]
 - apiGroups: [apps]
   resources: [deployments/scale, statefulsets/scale]
@@ -59,10 +71,18 @@
 - apiGroups: [dormouse.dev]
   resources: [routes/status]
   verbs: [patch]
-# Whether there are any to roll out.
+# Create and delete: the Rollout that an annotation asks for. Patch: its strategy, and our finalizer on any of them.
 - apiGroups: [dormouse.dev]
-  resources: [rollouts, revisions]
-  verbs: [list, watch]
+  resources: [rollouts]
+  verbs: [list, watch, create, patch, delete]
+# Replaced, so that nothing is done on a status that somebody else has written meanwhile.
+- apiGroups: [dormouse.dev]
+  resources: [rollouts/status]
+  verbs: [update]
+# One for each state of a template; old ones are deleted.
+- apiGroups: [dormouse.dev]
+  resources: [revisions]
+  verbs: [list, watch, create, delete]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

@@ -4,11 +4,18 @@
 //! share and which outlives them: the pod's name, the request's `x-id`, and how many requests this process then had at
 //! once, this one included. `/delay/MS` answers after that time, `/body/MS` sends its head at once and its body after that
 //! time, `/status/CODE` with that status. Header `x-listening` of each answer is when it began to listen, in microseconds
-//! of Unix time. `BOOT_DELAY_MS` delays listening. On SIGTERM it finishes what it has. With argument `crash` it fails at once.
+//! of Unix time, and `x-version` is what `VERSION` says. `BOOT_DELAY_MS` delays listening. On SIGTERM it finishes what it
+//! has. With argument `crash` it fails at once.
+//!
+//! It can be a bad release. `FAIL_PERCENT` of the requests with an id are answered with 500, chosen by a hash of the id, so
+//! that two runs with the same ids fail alike; with `FAIL_WHILE` only while that file exists, as when something it needs is
+//! down. `EXTRA_DELAY_MS` is added to each answer. Readiness probes carry no id and are answered as before: what is bad here
+//! is found by its answers only.
 
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -30,7 +37,48 @@ struct Witness {
     file: Option<File>,
     /// Microseconds of Unix time; a header's value.
     listening: String,
+    /// A header's value.
+    version: String,
+    faults: Faults,
     now: AtomicUsize,
+}
+
+/// What is wrong with this version.
+#[derive(Default)]
+struct Faults {
+    /// Share of the requests that fail, `0..=100`.
+    percent: u64,
+    /// They fail only while this file exists.
+    only_while: Option<PathBuf>,
+    delay: Duration,
+}
+
+impl Faults {
+    fn read() -> Result<Self> {
+        let number = |name: &str| match std::env::var(name) {
+            Ok(text) => text.parse::<u64>().with_context(|| format!("{name} is {text:?}")),
+            Err(_) => Ok(0),
+        };
+        let percent = number("FAIL_PERCENT")?;
+        anyhow::ensure!(percent <= 100, "FAIL_PERCENT is {percent}, allowed: 0 to 100");
+        Ok(Self {
+            percent,
+            only_while: std::env::var_os("FAIL_WHILE").map(PathBuf::from),
+            delay: Duration::from_millis(number("EXTRA_DELAY_MS")?),
+        })
+    }
+
+    fn hits(&self, id: &str) -> bool {
+        if self.percent == 0 || self.only_while.as_ref().is_some_and(|file| !file.exists()) {
+            return false;
+        }
+        // FNV-1a, and a last turn, because ids that follow each other differ in their last bytes only.
+        let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let turned = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        (turned >> 33) % 100 < self.percent
+    }
 }
 
 /// One request being answered; its end is its drop, so that a client that goes away ends it too.
@@ -87,6 +135,8 @@ async fn main() -> Result<()> {
             .duration_since(UNIX_EPOCH)?
             .as_micros()
             .to_string(),
+        version: env("VERSION").unwrap_or_default(),
+        faults: Faults::read()?,
         now: AtomicUsize::new(0),
     });
     let (server, graceful) = (Builder::new(TokioExecutor::new()), GracefulShutdown::new());
@@ -126,6 +176,10 @@ async fn answer(
             eprintln!("witness: {error}");
         }
     }
+    let failing = id.is_some_and(|id| witness.faults.hits(id));
+    if id.is_some() && !witness.faults.delay.is_zero() {
+        tokio::time::sleep(witness.faults.delay).await;
+    }
     let path = request.uri().path();
     let number = |prefix| {
         path.strip_prefix(prefix)
@@ -144,8 +198,17 @@ async fn answer(
         tokio::time::sleep(Duration::from_millis(delay)).await;
     }
     let status = number("/status/").and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
+    let status = status.filter(|_| !failing);
     let mut response = Response::new(Full::new(text).boxed());
-    *response.status_mut() = status.unwrap_or(StatusCode::OK);
+    *response.status_mut() = status.unwrap_or(match failing {
+        true => StatusCode::INTERNAL_SERVER_ERROR,
+        false => StatusCode::OK,
+    });
+    if !witness.version.is_empty()
+        && let Ok(version) = witness.version.parse()
+    {
+        response.headers_mut().insert("x-version", version);
+    }
     if let Ok(listening) = witness.listening.parse() {
         response.headers_mut().insert("x-listening", listening);
     }

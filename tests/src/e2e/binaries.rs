@@ -1,13 +1,17 @@
-//! The binaries under test, built once for each test executable, and the lock by which scenarios take turns.
+//! The binaries under test, built once for each test executable, and the locks by which scenarios take turns.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::real::real;
+
+/// Between two looks for a free place.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The binaries' folder: the one above the test executable's `deps`.
 pub(super) fn folder() -> Result<PathBuf> {
@@ -62,10 +66,22 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-/// Waits for this scenario's turn. Dropped, or at the process's end however it ends, it is the next one's.
-pub(super) fn turn() -> Result<File> {
-    let path = folder()?.join("dormouse-e2e.lock");
-    let file = File::create(&path).with_context(|| path.display().to_string())?;
-    file.lock()?;
-    Ok(file)
+/// Waits for one of so many places. Dropped, or at the process's end however it ends, it is the next scenario's.
+pub(super) async fn turn(places: usize) -> Result<File> {
+    let folder = folder()?;
+    let open = |place| {
+        let path = folder.join(format!("dormouse-e2e-{place}.lock"));
+        File::create(&path).with_context(|| path.display().to_string())
+    };
+    let files: Vec<File> = (0..places).map(open).collect::<Result<_>>()?;
+    loop {
+        for file in &files {
+            match file.try_lock() {
+                Ok(()) => return Ok(file.try_clone()?),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error.into()),
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }

@@ -1,6 +1,7 @@
 //! One cluster, embedded or real, and what it is asked for again and again. Where the two differ, it is in here, in
 //! `embedded.rs` and in `real.rs`; a scenario is the same function on both.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tokio::process::Command;
 
 use super::app::App;
 use super::embedded::Embedded;
+use super::load::answer;
 use super::process::{alive, descendants, variable};
 use super::real::{NODE_IP, Real, real};
 use super::wait::{eventually, wait_for};
@@ -101,6 +103,14 @@ impl Cluster {
     #[must_use]
     pub fn is_real(&self) -> bool {
         matches!(self.place, Place::Real(_))
+    }
+
+    /// An address of this process that processes of the cluster reach.
+    pub(super) fn host(&self) -> IpAddr {
+        match &self.place {
+            Place::Embedded(_) => Ipv4Addr::LOCALHOST.into(),
+            Place::Real(_) => NODE_IP.into(),
+        }
     }
 
     /// The process that everything of the cluster descends from.
@@ -232,6 +242,19 @@ impl Cluster {
             urls.push(format!("http://{NODE_IP}:{port}"));
         }
         Ok(urls)
+    }
+
+    /// Waits until a Service has been answered for at each of its addresses: what its slices say takes a moment to reach whoever
+    /// routes by them.
+    ///
+    /// # Errors
+    /// It has not in time.
+    pub async fn wait_answers(&self, service: &str) -> Result<()> {
+        for url in self.urls(service).await? {
+            let answers = async || answer(&url, Duration::from_secs(1)).await.ok();
+            eventually(&format!("{service} answers"), SOON, answers).await?;
+        }
+        Ok(())
     }
 
     /// `http://NAME.localhost:PORT`, through the embedded cluster's front door; a real one has none, and it is the

@@ -9,6 +9,8 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use loadtest::{Connections, Options, Results, Run, Schedule, Target};
 
+use super::wait::eventually;
+
 /// The header with each request's id.
 pub const ID_HEADER: &str = "x-id";
 
@@ -48,6 +50,22 @@ impl Load {
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.run.watch().progress().ok
+    }
+
+    /// How long it has run: what the times in its results count from.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.run.watch().progress().elapsed
+    }
+
+    /// Waits until so many more have been answered.
+    ///
+    /// # Errors
+    /// They are not within `limit`.
+    pub async fn goes_on(&self, more: u64, limit: Duration) -> Result<()> {
+        let wanted = self.answered() + more;
+        let enough = async || (self.answered() >= wanted).then_some(());
+        eventually(&format!("{more} more answers"), limit, enough).await
     }
 
     /// Sends nothing more, waits for what is in flight, and returns everything.
@@ -111,9 +129,17 @@ pub async fn get(url: &str, limit: Duration) -> Result<(u16, String)> {
 /// # Errors
 /// As [`get`].
 pub async fn fetch(url: &str, limit: Duration) -> Result<http::Response<String>> {
+    ask(url, &[], limit).await
+}
+
+/// As [`fetch`], with these headers in the request.
+///
+/// # Errors
+/// As [`get`]; a header is none.
+pub async fn ask(url: &str, headers: &[(&str, &str)], limit: Duration) -> Result<http::Response<String>> {
     let target = target(url)?;
     let address = target.resolve().await?;
-    tokio::time::timeout(limit, exchange(&target, address))
+    tokio::time::timeout(limit, exchange(&target, address, headers))
         .await
         .with_context(|| format!("{url}: {limit:?}"))?
 }
@@ -128,15 +154,22 @@ pub async fn answer(url: &str, limit: Duration) -> Result<String> {
     Ok(body)
 }
 
-async fn exchange(target: &Target, address: SocketAddr) -> Result<http::Response<String>> {
+async fn exchange(
+    target: &Target,
+    address: SocketAddr,
+    headers: &[(&str, &str)],
+) -> Result<http::Response<String>> {
     let stream = tokio::net::TcpStream::connect(address)
         .await
         .with_context(|| address.to_string())?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(async move { drop(connection.await) });
-    let request = hyper::Request::get(target.path.as_str())
-        .header(http::header::HOST, target.authority.as_str())
-        .body(Empty::<Bytes>::new())?;
+    let mut request =
+        hyper::Request::get(target.path.as_str()).header(http::header::HOST, target.authority.as_str());
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let (head, body) = response.into_parts();
     let body = body.collect().await?.to_bytes();

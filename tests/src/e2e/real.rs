@@ -2,15 +2,17 @@
 //! it lies. Scenarios share it, so each begins and ends with nothing of its own in namespaces `default` and `control`.
 
 use std::fmt::Debug;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use crds::names;
 use crds::route::Route;
+use crds::{Rollout, names};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, Service};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, LogParams, ObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -25,7 +27,7 @@ pub(super) const IMAGE: &str = "docker.io/local/witness:dev";
 /// Its program in that image.
 pub(super) const PROGRAM: &str = "/witness";
 /// The node's address, at which NodePorts are reached.
-pub(super) const NODE_IP: &str = "198.18.0.1";
+pub(super) const NODE_IP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 /// The namespace of the control: a Service that Dormouse does not know, and which nothing happens to.
 pub(super) const CONTROL_NAMESPACE: &str = "control";
 
@@ -93,10 +95,22 @@ impl Real {
             };
             namespaces.create(&PostParams::default(), &control).await?;
         }
+        // While what they roll out is still there to be given back.
+        delete_all::<Rollout>(client, "default").await?;
+        let rollouts = Api::<Rollout>::namespaced(client.clone(), "default");
+        wait_for(rollouts, "no Rollouts", CLEARED, |rollouts| {
+            // Those of a Service's annotation go with the Service.
+            let own = |rollout: &&Rollout| rollout.owner_references().is_empty();
+            rollouts.values().find(own).is_none().then_some(())
+        })
+        .await?;
         for namespace in ["default", CONTROL_NAMESPACE] {
             delete_all::<HorizontalPodAutoscaler>(client, namespace).await?;
             delete_all::<Service>(client, namespace).await?;
             delete_all::<Deployment>(client, namespace).await?;
+            delete_all::<Secret>(client, namespace).await?;
+            delete_all::<RoleBinding>(client, namespace).await?;
+            delete_all::<Role>(client, namespace).await?;
         }
         for namespace in ["default", CONTROL_NAMESPACE] {
             let pods = Api::<Pod>::namespaced(client.clone(), namespace);

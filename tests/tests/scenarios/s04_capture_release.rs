@@ -30,11 +30,7 @@ fn a_live_service_is_captured_and_given_back_as_it_was_without_a_failed_request(
             (endpoints.filter(ready).count() == 2).then_some(())
         })
         .await?;
-        // What the slices say takes a moment to reach whoever routes by them.
-        for url in cluster.urls("web").await? {
-            let answers = async || e2e::answer(&url, Duration::from_secs(1)).await.ok();
-            e2e::eventually("web answers", e2e::SOON, answers).await?;
-        }
+        cluster.wait_answers("web").await?;
         let before = state(cluster).await?;
         let mut control = Control::prepare(cluster, 2).await?;
         let steady = |urls: &[String]| e2e::steady_over(urls, 100.0);

@@ -5,8 +5,6 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use crds::route::Wake;
 use dormouse_tests::e2e::{self, App, Cluster, SOON, System};
-use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
 
 #[test]
 fn a_lone_wake_is_split_into_its_parts_in_the_metrics_and_in_explain() {
@@ -57,32 +55,12 @@ fn a_lone_wake_is_split_into_its_parts_in_the_metrics_and_in_explain() {
 
 /// Names of the histograms about wakes and cold starts that have counted something, over all processes of the system.
 async fn histograms(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
-    let mut found = Vec::new();
-    for pod in cluster.system_api::<Pod>().list(&Default::default()).await? {
-        let status = pod.status.as_ref();
-        let Some(ip) = status.and_then(|status| status.pod_ip.clone()) else {
-            continue;
-        };
-        let url = format!("http://{ip}:9000/metrics");
-        let text = e2e::answer(&url, SOON).await.with_context(|| pod.name_any())?;
-        for line in text.lines().filter(|line| line.contains("_count")) {
-            let Some((series, count)) = line.rsplit_once(' ') else {
-                continue;
-            };
-            let name = series
-                .split('{')
-                .next()
-                .unwrap_or(series)
-                .trim_end_matches("_count");
-            let about_wakes = ["cold", "wake", "signal", "forward"]
-                .iter()
-                .any(|word| name.contains(word));
-            if about_wakes && count.parse::<f64>().is_ok_and(|count| count > 0.0) {
-                found.push(name.to_owned());
-            }
-        }
-    }
-    found.sort();
-    found.dedup();
-    Ok(found)
+    let all = cluster.scrape("").await?;
+    let about_wakes = |name: &&str| {
+        ["cold", "wake", "signal", "forward"]
+            .iter()
+            .any(|word| name.contains(word))
+    };
+    let names = all.histograms().into_iter().filter(about_wakes);
+    Ok(names.map(str::to_owned).collect())
 }

@@ -196,6 +196,8 @@ pub struct Step {
     pub may_sleep: Result<(), String>,
     /// Replicas to keep at least, and why.
     pub at_least: Option<(u32, String)>,
+    /// Why its pools keep the pods that they have, if they have to.
+    pub holds: Option<String>,
     /// When to step again if nothing happens before.
     pub wake_at: Option<Time>,
 }

@@ -61,14 +61,16 @@ impl Look<'_> {
         if facts.key {
             self.keep_true();
             let wanted = facts.original.max(1);
-            let ready = facts.pods_ready >= wanted
+            let ready = self.settled(self.state.ready)
                 || (facts.pods_ready > 0 && self.stood(since, ALL_PODS))
                 || self.stood(since, self.waits.patience);
             if !ready {
-                let ready = facts.pods_ready;
-                return Some(format!(
-                    "Pods have to be ready before traffic goes to them, {ready} of {wanted} are"
-                ));
+                return Some(match facts.pods_ready {
+                    ready if ready < wanted => {
+                        format!("Pods have to be ready before traffic goes to them, {ready} of {wanted} are")
+                    }
+                    ready => format!("{ready} pods are ready; whether they stay so takes a moment to see"),
+                });
             }
             self.act(Action::RemoveKey);
             return Some("The selector key goes out".to_owned());

@@ -93,11 +93,7 @@ fn the_way_in_takes_its_steps_in_order() {
         ]
     );
     assert_eq!(run.last.stage, Stage::Preparing);
-    assert_eq!(
-        run.last.at_least.as_ref().map(|(replicas, _)| *replicas),
-        Some(1),
-        "its traffic is not seen"
-    );
+    assert!(run.last.holds.is_some(), "its traffic is not seen");
     (facts.private_services, facts.original_recorded, facts.route) = (true, true, RouteFact::Current);
     assert_eq!(run.step(100, &facts).actions, [], "nobody listens yet");
     facts.listening = names(&["a"]);
@@ -160,21 +156,28 @@ fn the_way_out_takes_its_steps_in_order() {
     facts.pods_ready = 1;
     assert_eq!(run.step(5_000, &facts).actions, [], "all of them, for a while");
     facts.pods_ready = 2;
-    assert_eq!(run.step(6_000, &facts).actions, [Action::RemoveKey]);
+    run.step(5_500, &facts);
+    // A scale-down from just before the release takes one away again.
+    facts.pods_ready = 1;
+    run.step(5_600, &facts);
+    facts.pods_ready = 2;
+    assert_eq!(run.step(6_000, &facts).actions, [], "one may be on its way out");
+    assert_eq!(run.last.wake_at, Some(at(8_000)));
+    assert_eq!(run.step(8_000, &facts).actions, [Action::RemoveKey]);
     facts.key = false;
     assert_eq!(
-        run.step(6_100, &facts).actions,
+        run.step(8_100, &facts).actions,
         [],
         "built-in endpoints are not there yet"
     );
     facts.builtin_ready = 2;
-    assert_eq!(run.step(6_200, &facts).actions, []);
-    assert_eq!(run.step(8_200, &facts).actions, [Action::RemoveSlice]);
+    assert_eq!(run.step(8_200, &facts).actions, []);
+    assert_eq!(run.step(10_200, &facts).actions, [Action::RemoveSlice]);
     facts.slice = SliceFact::None;
-    assert_eq!(run.step(8_300, &facts).actions, []);
-    assert_eq!(run.step(10_300, &facts).actions, [], "requests are in flight");
+    assert_eq!(run.step(10_300, &facts).actions, []);
+    assert_eq!(run.step(12_300, &facts).actions, [], "requests are in flight");
     facts.in_flight = 0;
-    let done = run.step(11_300, &facts);
+    let done = run.step(13_300, &facts);
     assert_eq!(
         done.actions,
         [Action::ForgetOriginal, Action::RemoveRoute],
@@ -183,15 +186,20 @@ fn the_way_out_takes_its_steps_in_order() {
     assert_eq!(done.stage, Stage::Releasing);
     facts.route = RouteFact::Missing;
     facts.any_original = false;
-    assert_eq!(run.step(11_400, &facts).actions, []);
-    let done = run.step(13_300, &facts);
+    assert_eq!(run.step(13_400, &facts).actions, []);
+    let done = run.step(15_300, &facts);
     assert_eq!(done.actions, [Action::RemovePrivateServices]);
-    assert_eq!((done.stage, done.at_least.as_ref()), (Stage::Outside, None));
+    let kept = done.at_least.as_ref().map(|(replicas, _)| *replicas);
+    assert_eq!(
+        (done.stage, kept),
+        (Stage::Outside, Some(2)),
+        "nobody takes it after that"
+    );
     let gone = Facts {
         any_private_service: false,
         ..facts
     };
-    assert_eq!(run.step(13_400, &gone).actions, []);
+    assert_eq!(run.step(15_400, &gone).actions, []);
 }
 
 #[test]
@@ -205,13 +213,13 @@ fn a_route_that_somebody_else_deleted_takes_nothing_from_connections_on_the_way_
         ..closed()
     };
     let mut run = Run::new(&facts);
-    assert_eq!(run.step(0, &facts).actions, [Action::RemoveKey]);
+    assert_eq!(run.step(2_000, &facts).actions, [Action::RemoveKey]);
     (facts.key, facts.builtin_ready) = (false, 1);
-    run.step(100, &facts);
-    assert_eq!(run.step(2_100, &facts).actions, [Action::RemoveSlice]);
+    run.step(2_100, &facts);
+    assert_eq!(run.step(4_100, &facts).actions, [Action::RemoveSlice]);
     facts.slice = SliceFact::None;
-    assert_eq!(run.step(2_200, &facts).actions, [], "nodes have to know");
-    let done = run.step(4_200, &facts);
+    assert_eq!(run.step(4_200, &facts).actions, [], "nodes have to know");
+    let done = run.step(6_200, &facts);
     assert!(done.actions.contains(&Action::RemovePrivateServices), "{done:?}");
     assert_eq!(done.stage, Stage::Outside);
 }
@@ -253,40 +261,60 @@ fn a_refused_service_ends_with_an_empty_route() {
     assert_eq!(run.step(100, &empty).actions, []);
 }
 
-#[test]
-fn a_key_that_is_taken_away_goes_back_later_each_time_and_its_taker_is_named() {
+/// Somebody takes the key away at `now`; it goes back `wait` later, and is in again 100 ms after that.
+fn take(run: &mut Run, facts: &mut Facts, now: u64, wait: u64) -> Step {
+    facts.key = false;
+    let taken = run.step(now, facts).clone();
+    assert!(taken.may_sleep.is_err());
+    let conflict = taken.selector_conflict.clone().expect("it is told");
+    assert_eq!(conflict.manager.as_deref(), Some("argocd-controller"));
+    assert_eq!(conflict.back_at, Some(at(now + wait)));
+    if wait == 0 {
+        assert_eq!(taken.actions, [Action::AddKey]);
+    } else {
+        assert_eq!(taken.actions, [], "waits {wait} ms");
+        assert_eq!(taken.wake_at, Some(at(now + wait)));
+        assert_eq!(run.step(now + wait, facts).actions, [Action::AddKey]);
+    }
+    facts.key = true;
+    run.step(now + wait + 100, facts);
+    taken
+}
+
+fn closed_by_argocd() -> (Run, Facts) {
     let mut facts = closed();
+    facts.selector_manager = Some("argocd-controller".to_owned());
     let mut run = Run::inherited(&facts);
     assert_eq!(run.last.stage, Stage::Captured);
     run.state.reached = true;
+    run.step(5_000, &facts);
+    (run, facts)
+}
+
+#[test]
+fn a_key_that_is_taken_away_goes_back_at_once_and_then_later_each_time_and_its_taker_is_named() {
+    let (mut run, mut facts) = closed_by_argocd();
     let mut now = 5_000;
-    run.step(now, &facts);
-    for wait in [1_000, 2_000, 4_000] {
+    for wait in [0, 0, 0, 0, 0, 1_000, 2_000, 4_000] {
         now += 10_000;
-        facts.key = false;
-        facts.selector_manager = Some("argocd-controller".to_owned());
-        let taken = run.step(now, &facts).clone();
-        assert_eq!(taken.actions, [], "waits {wait} ms");
-        assert_eq!(taken.wake_at, Some(at(now + wait)));
-        assert!(taken.may_sleep.is_err());
-        let conflict = taken.selector_conflict.unwrap();
-        assert_eq!(conflict.manager.as_deref(), Some("argocd-controller"));
-        assert_eq!(conflict.back_at, Some(at(now + wait)));
-        assert_eq!(run.step(now + wait, &facts).actions, [Action::AddKey]);
-        facts.key = true;
-        run.step(now + wait + 100, &facts);
+        take(&mut run, &mut facts, now, wait);
     }
     let calm = now + 4_000 + 600_000;
     assert!(
         run.step(calm, &facts).selector_conflict.is_none(),
         "ten calm minutes"
     );
-    facts.key = false;
-    let again = run.step(calm + 1_000, &facts);
-    assert_eq!(
-        again.selector_conflict.as_ref().map(|conflict| conflict.times),
-        Some(1)
-    );
+    let again = take(&mut run, &mut facts, calm + 1_000, 0);
+    assert_eq!(again.selector_conflict.unwrap().times, 1);
+}
+
+#[test]
+fn a_key_that_stands_for_a_minute_each_time_always_goes_back_at_once() {
+    let (mut run, mut facts) = closed_by_argocd();
+    for round in 1..=20_u32 {
+        let taken = take(&mut run, &mut facts, 5_000 + u64::from(round) * 61_000, 0);
+        assert_eq!(taken.selector_conflict.unwrap().times, round, "and is told");
+    }
 }
 
 #[test]

@@ -103,6 +103,18 @@ impl Histogram {
         });
         found.filter(|_| total > 0)
     }
+
+    /// The `share`-quantile as a time, `share` in `0..=1`; `None` without a count. Within its bucket it is found as if the
+    /// bucket's times were spread evenly, as Prometheus' `histogram_quantile` does.
+    #[must_use]
+    pub fn quantile_time(&self, share: f64) -> Option<Duration> {
+        let bucket = self.quantile(share)?;
+        let (total, count) = (self.total() as f64, self.counts[bucket] as f64);
+        let before = total - count - self.over(bucket) as f64;
+        let part = ((total * share.clamp(0.0, 1.0) - before) / count).clamp(0.0, 1.0);
+        let (from, to) = (lower_bound(bucket), lower_bound(bucket + 1));
+        Some(from + (to - from).mul_f64(part))
+    }
 }
 
 #[cfg(test)]
@@ -143,6 +155,20 @@ mod tests {
             assert!(histogram.over(cut - 1) as f64 > 1_000.0 * (1.0 - share));
         }
         assert_eq!(Histogram::default().quantile(0.5), None);
+    }
+
+    #[test]
+    fn a_quantile_lies_where_it_would_with_even_times_in_its_bucket() {
+        let of = |counts: &[(usize, u64)], share| {
+            let histogram = Histogram::from_counts(counts.iter().copied());
+            histogram.quantile_time(share).map(|time| time.as_micros())
+        };
+        // Bucket 0 is 8 to 9 µs, bucket 8 is 16 to 18 µs.
+        assert_eq!(of(&[(8, 100)], 0.5), Some(17));
+        assert_eq!(of(&[(8, 100)], 1.0), Some(18));
+        assert_eq!(of(&[(0, 99), (8, 1)], 0.99), Some(9));
+        assert_eq!(of(&[(0, 98), (8, 2)], 0.99), Some(17));
+        assert_eq!(of(&[], 0.99), None);
     }
 
     proptest! {

@@ -415,8 +415,11 @@ fn who_raises_it_from_zero_has_it_for_a_keep_alive() {
 
 #[test]
 fn a_new_leader_shrinks_nothing_it_does_not_know() {
-    for algorithm in [Algorithm::Adaptive, Algorithm::Kpa] {
+    use Algorithm::{Adaptive, Kpa};
+    // Pods that it does not see answering yet are not there for nothing either.
+    for (algorithm, ready) in [(Adaptive, 5), (Kpa, 5), (Adaptive, 2), (Adaptive, 0)] {
         let mut pool = pool(|knobs| knobs.algorithm = algorithm);
+        let facts = Facts { ready, ..facts(5) };
         let busy = |second: f64| Sample {
             in_flight: 4,
             in_flight_seconds: second * 4.0,
@@ -424,12 +427,9 @@ fn a_new_leader_shrinks_nothing_it_does_not_know() {
         };
         for second in 0..15 {
             let second = f64::from(second);
-            let step = look(&mut pool, second, &busy(second), &facts(5));
-            assert_eq!(
-                step.replicas, None,
-                "{algorithm:?} at {second} s: {}",
-                step.reason
-            );
+            let step = look(&mut pool, second, &busy(second), &facts);
+            let why = format!("{algorithm:?}, {ready} ready, at {second} s: {}", step.reason);
+            assert_eq!(step.replicas, None, "{why}");
         }
     }
 }

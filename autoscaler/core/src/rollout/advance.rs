@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::ladder::{self, Next};
 use super::threshold::{self, Look as Outcome};
 use super::{
-    Ended, EventKind, FULL, Insufficient, Look, Mode, Phase, Span, Strategy, Threshold, Time, percent,
+    Ended, EventKind, FULL, Gate, Insufficient, Look, Mode, Phase, Span, Strategy, Threshold, Time, percent,
 };
 use crate::evidence::{Epoch, Verdict};
 
@@ -13,6 +13,7 @@ impl Look<'_> {
     pub(super) fn advance(&mut self) {
         match self.status.phase {
             Phase::Adopting => self.adopt(),
+            Phase::Idle if self.status.in_place => self.stay(),
             Phase::Idle | Phase::Failed | Phase::Releasing => self.rest(),
             Phase::Preparing => self.prepare(),
             Phase::Mirroring => self.mirror(),
@@ -20,41 +21,6 @@ impl Look<'_> {
             Phase::Promoting => self.promoting(),
             Phase::Baking => self.bake(),
             Phase::RollingBack => self.retreat(),
-        }
-    }
-
-    /// `Adopting => Idle`.
-    fn adopt(&mut self) {
-        if let Some(latest) = self.facts.latest.as_ref().filter(|_| !self.status.adopted) {
-            let pinned = self.plan.bootstrap.as_ref();
-            let first = pinned
-                .filter(|pinned| self.facts.revisions.contains(*pinned))
-                .unwrap_or(latest);
-            // It is acted on as a change, after this, when it is not the first one.
-            self.status.stable.clone_from(first);
-            self.status.seen.clone_from(first);
-        }
-        let stable = self.status.stable.clone();
-        if stable.is_empty() {
-            self.reason = "The template has not settled yet.".to_owned();
-            return;
-        }
-        let (ready, needed) = (self.ready(&stable), self.needed(FULL, &stable).max(1));
-        if !self.status.adopted {
-            self.reason = format!("The first revision {stable} gets ready: {ready} of {needed} pods.");
-            if self.facts.pools.contains_key(&stable) && ready >= needed {
-                self.status.adopted = true;
-                self.wake(self.now);
-            }
-        } else if !self.settled() {
-            self.reason = format!("{stable} gets the traffic.");
-        } else if !self.facts.shelled {
-            self.reason = format!("{stable} has the traffic; the Deployment becomes its template.");
-        } else {
-            self.status.phase = Phase::Idle;
-            self.reason = format!("Initialized: {stable} has all traffic.");
-            self.tell(EventKind::Initialized, self.reason.clone());
-            self.wake(self.now);
         }
     }
 
@@ -74,6 +40,9 @@ impl Look<'_> {
     fn prepare(&mut self) {
         let candidate = self.attempt.candidate.clone();
         let fast = self.attempt.fast;
+        if !self.may_start() {
+            return;
+        }
         self.aim = match ladder::next(self.now, self.plan, &self.attempt) {
             _ if fast => FULL,
             Next::To { weight, .. } => weight,
@@ -87,10 +56,7 @@ impl Look<'_> {
         if !self.pods_ready(needed) {
             return;
         }
-        if let Some(hook) = self.facts.unconfirmed.as_ref().filter(|_| !fast) {
-            self.reason = format!("Waits for {hook} before the first weight.");
-            // Its time does not count.
-            self.attempt.getting_ready = Some(self.now);
+        if !fast && !self.fit_to_begin() {
             return;
         }
         if fast {
@@ -155,7 +121,7 @@ impl Look<'_> {
         attempt.mirroring = mirrored;
         attempt.epochs.push(Epoch { weight, mirrored });
         (attempt.acked, attempt.waiting, attempt.getting_ready) = (None, None, None);
-        (attempt.skipped, attempt.passed) = (None, None);
+        (attempt.skipped, attempt.passed, attempt.waits) = (None, None, None);
         self.wake(self.now);
     }
 
@@ -239,7 +205,7 @@ impl Look<'_> {
         match ladder::next(self.now, self.plan, &self.attempt) {
             Next::To { weight, gate } => {
                 if self.gate_open(gate) {
-                    self.raise(weight);
+                    self.raise(weight, Gate::Increase);
                 }
             }
             Next::At(due) => {
@@ -282,13 +248,17 @@ impl Look<'_> {
     }
 
     fn pause(&mut self, why: String) {
+        self.halt(EventKind::Paused, why);
+    }
+
+    fn halt(&mut self, kind: EventKind, why: String) {
         let before = std::mem::replace(&mut self.status.phase, Phase::Paused);
         self.reason.clone_from(&why);
         // Time that a person takes is not the candidate's.
         self.attempt.waiting = None;
         self.attempt.getting_ready = None;
         if before != Phase::Paused {
-            self.tell(EventKind::Paused, why);
+            self.tell(kind, why);
         }
     }
 
@@ -304,7 +274,8 @@ impl Look<'_> {
         if !gate || self.attempt.passed == Some(self.attempt.step) {
             return true;
         }
-        self.pause(format!("{}, waits for the command promote.", self.at()));
+        let why = format!("{}, waits for the command promote.", self.at());
+        self.halt(EventKind::Waiting, why);
         false
     }
 
@@ -376,12 +347,11 @@ impl Look<'_> {
         Some(then)
     }
 
-    /// Gives the candidate this weight once its pods are ready for it. Returns whether it has been given.
-    fn raise(&mut self, weight: u32) -> bool {
+    /// Gives the candidate this weight once `gate` is open and its pods are ready for it. Returns whether it has been given.
+    fn raise(&mut self, weight: u32, gate: Gate) -> bool {
         self.aim = weight;
         self.go_on(String::new());
-        if let Some(hook) = &self.facts.unconfirmed {
-            self.reason = format!("{}, waits for {hook}.", self.at());
+        if !self.admitted(gate) {
             self.attempt.getting_ready = None;
             return false;
         }
@@ -399,6 +369,14 @@ impl Look<'_> {
         true
     }
 
+    /// Flagger's rule has one failure more.
+    pub(super) fn check_failed(&mut self, rule: &Threshold, why: &str) {
+        self.attempt.ticks.failed += 1;
+        let (failed, at) = (self.attempt.ticks.failed, percent(self.attempt.weight));
+        let text = format!("Halted at {at}: {why}; {failed} of {} failed.", rule.threshold);
+        self.say(EventKind::CheckFailed, text);
+    }
+
     /// One look of Flagger's rule.
     fn tick(&mut self, rule: &Threshold) {
         let (now, attempt) = (self.now, &self.attempt);
@@ -406,20 +384,19 @@ impl Look<'_> {
             self.everything();
             return;
         }
-        let due = attempt.ticks.last.map_or(now, |last| last + rule.interval);
+        let due = (attempt.ticks.last).map_or(attempt.started, |last| last + rule.interval);
         let (failed, weight) = (attempt.ticks.failed, attempt.weight);
         if now < due {
             self.wake(due);
-            self.go_on(format!(
-                "{}, {failed} of {} checks failed.",
-                self.at(),
-                rule.threshold
-            ));
+            let waits = self.attempt.waits.map(|gate| format!(", waits for {gate}"));
+            let (at, waits, most) = (self.at(), waits.unwrap_or_default(), rule.threshold);
+            self.go_on(format!("{at}{waits}, {failed} of {most} checks failed."));
             return;
         }
         let begun = weight > 0 || attempt.ticks.iterations > 0;
         let over = failed >= rule.threshold.max(1);
-        if begun && !over && self.facts.checks.is_none() {
+        self.measure = begun && !over;
+        if self.measure && self.facts.checks.is_none() {
             self.go_on(format!("{}, waits for measurements.", self.at()));
             return;
         }
@@ -432,22 +409,28 @@ impl Look<'_> {
             &attempt.ticks,
             checks,
         );
+        let gate = match outcome {
+            Outcome::Step(_) => Some(Gate::Increase),
+            Outcome::Promote => Some(Gate::Promotion),
+            _ => None,
+        };
+        // Who has to agree is asked at each look, and the look waits for the answer as it does for measurements.
+        if let Some(gate) = gate
+            && self.answer(gate, due).is_none()
+        {
+            self.go_on(format!("{}, asks {gate}.", self.at()));
+            return;
+        }
+        self.measure = false;
         self.attempt.ticks.last = Some(now);
         self.wake(now + rule.interval);
         match outcome {
             Outcome::Rollback => self.back(Ended::RolledBack, format!("{failed} checks failed")),
             Outcome::Failed(why) => {
-                self.attempt.ticks.failed += 1;
                 self.go_on(String::new());
-                let failed = self.attempt.ticks.failed;
-                let text = format!(
-                    "Halted at {}: {why}; {failed} of {} failed.",
-                    percent(weight),
-                    rule.threshold
-                );
-                self.say(EventKind::CheckFailed, text);
+                self.check_failed(rule, &why);
             }
-            Outcome::Step(weight) => _ = self.raise(weight),
+            Outcome::Step(weight) => _ = self.raise(weight, Gate::Increase),
             Outcome::Iteration => {
                 self.attempt.ticks.iterations += 1;
                 let done = self.attempt.ticks.iterations;
@@ -459,7 +442,7 @@ impl Look<'_> {
 
     /// All traffic, and no more steps.
     fn everything(&mut self) {
-        if self.raise(FULL) {
+        if self.raise(FULL, Gate::Promotion) {
             self.status.phase = Phase::Promoting;
         }
     }

@@ -1,7 +1,7 @@
 //! What comes from people: commands, and new templates.
 
 use super::{Attempt, Command, Ended, EventKind, FULL, Look, Mode, OnNew, Phase, Verb, ladder};
-use crate::evidence::Cuts;
+use crate::evidence::{Cuts, Verdict};
 
 impl Look<'_> {
     /// Obeys a command that has not been looked at yet.
@@ -40,6 +40,11 @@ impl Look<'_> {
             Verb::Retry => self.retry(),
             Verb::Undo(revision) => self.undo(revision.as_deref()),
             _ if !phase.forward() => nothing(),
+            Verb::Promote if attempt.waits.is_some() => {
+                attempt.passed = Some(attempt.step);
+                attempt.paused = false;
+                Ok("goes on".to_owned())
+            }
             Verb::Promote => match phase {
                 Phase::Preparing | Phase::Promoting => Err(format!("phase {phase} ends by itself")),
                 _ => {
@@ -121,7 +126,10 @@ impl Look<'_> {
                     return Err(format!("there is no revision {revision}"));
                 }
                 if !self.status.adopted {
-                    return Err(format!("phase {} ends first", self.status.phase));
+                    return Err(match self.status.in_place {
+                        true => format!("{stable} moves into a pool of its own first"),
+                        false => format!("phase {} ends first", self.status.phase),
+                    });
                 }
                 if forward {
                     self.status.queued = Some(revision.clone());
@@ -137,6 +145,10 @@ impl Look<'_> {
 
     /// Acts on a template that was not acted on yet.
     pub(super) fn change(&mut self) {
+        if self.status.in_place {
+            // It moves out first: until then it is no pool that anything can be compared with.
+            return;
+        }
         let Some(latest) = self
             .facts
             .latest
@@ -150,7 +162,15 @@ impl Look<'_> {
             Phase::Idle | Phase::Failed => self.take_up(latest),
             _ if latest == self.attempt.candidate => self.status.seen = latest,
             _ if latest != self.status.stable && self.plan.on_new == OnNew::Queue => {
-                self.next = format!("{latest} begins after {}", self.attempt.candidate);
+                self.afterwards = format!("{latest} begins after {}", self.attempt.candidate);
+            }
+            // All traffic is on it and the evidence is in: only the rest of the watch is missing. To go back to the revision
+            // before would take every user from what is known to be good, and where templates change faster than they
+            // bake nothing would ever be promoted. It is what the new one is compared with.
+            Phase::Baking if latest != self.status.stable && self.is_proven() => {
+                if self.settled() {
+                    self.done(Some(&latest));
+                }
             }
             _ => {
                 // Acted on when the candidate is out, whatever the template says then.
@@ -158,6 +178,16 @@ impl Look<'_> {
                 self.back(Ended::Superseded, format!("the template is {latest} now"));
             }
         }
+    }
+
+    /// Whether the tests have let the candidate in and still would, and nothing else speaks against it.
+    fn is_proven(&self) -> bool {
+        let accused = !self.facts.broken.is_empty() || self.facts.vetoed.is_some();
+        !accused
+            && self
+                .evidence
+                .as_ref()
+                .is_some_and(|evidence| evidence.verdict == Verdict::Safe)
     }
 
     fn take_up(&mut self, latest: String) {

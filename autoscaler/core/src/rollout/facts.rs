@@ -17,8 +17,20 @@ pub struct Facts {
     pub pools: BTreeMap<String, PoolFact>,
     /// The pool name of the user's own Deployment.
     pub target: String,
-    /// Whether the user's Deployment stands at zero, as a template (or is paused, and the pool of the first revision).
+    /// Whether the user's Deployment stands at zero, as a template.
     pub shelled: bool,
+    /// Whether requests are under way in the pods of the user's Deployment.
+    pub draining: bool,
+    /// Whether the user's Deployment is paused.
+    pub paused: bool,
+    /// Whether we have paused it.
+    pub held: bool,
+    /// Whether all pods of the user's Deployment run its template. `None`: it has none, or what it says of them is old.
+    pub whole: Option<bool>,
+    /// Whether the user's Deployment has no pods, or would have none but for the rollout.
+    pub resting: bool,
+    /// Whether requests may reach pods past the activators: those that are ready have to stay.
+    pub direct: bool,
     /// The Route, as read.
     pub route: RouteFact,
     /// Requests in flight and held in the whole Service, over a recent window.
@@ -37,8 +49,8 @@ pub struct Facts {
     pub checks: Option<Vec<Check>>,
     /// A hook or a metric outside of the rule says to roll back: which, and why.
     pub vetoed: Option<String>,
-    /// A hook does not confirm going on yet: which.
-    pub unconfirmed: Option<String>,
+    /// What was said at the gates, of the present attempt and step. A gate that is missing has not been answered at.
+    pub gates: BTreeMap<Gate, Answer>,
     /// The command on the object.
     pub command: Option<Command>,
     /// The rollout is being deleted: the user's Deployment gets everything back.
@@ -93,6 +105,58 @@ pub struct Check {
     pub max: Option<f64>,
     /// Without values it does not fail.
     pub ignore_no_data: bool,
+    /// Why it has failed, whatever was measured: it could not be measured, or somebody who was asked is against it.
+    pub against: Option<String>,
+}
+
+/// A place where somebody outside has to agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Gate {
+    /// Before the candidate's pods start.
+    Rollout,
+    /// Before the first weight, with pods that are ready. Here a no is a failure, not a wish to wait.
+    First,
+    /// Before each weight.
+    Increase,
+    /// Before everything goes over.
+    Promotion,
+}
+
+impl Gate {
+    /// Each of them.
+    pub const ALL: [Self; 4] = [Self::Rollout, Self::First, Self::Increase, Self::Promotion];
+}
+
+impl std::fmt::Display for Gate {
+    /// As users name the hook.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Rollout => "confirm-rollout",
+            Self::First => "pre-rollout",
+            Self::Increase => "confirm-traffic-increase",
+            Self::Promotion => "confirm-promotion",
+        })
+    }
+}
+
+/// What was said at a gate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// When.
+    pub at: Time,
+    /// Who does not agree, and why. `None`: all agree, and that holds for the step.
+    pub no: Option<String>,
+}
+
+/// A question at a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// Where.
+    pub gate: Gate,
+    /// After how many weights.
+    pub step: u32,
+    /// A no that is older says nothing.
+    pub after: Time,
 }
 
 /// A command, as it was written to the object.
@@ -137,6 +201,10 @@ pub struct Decision {
     pub pools: BTreeMap<String, (u32, &'static str)>,
     /// Whether requests of our own have to be sent to the candidate.
     pub synthetic: bool,
+    /// A gate at which it stands: somebody has to be asked, or asked again.
+    pub asks: Option<Ask>,
+    /// Whether the measurements of Flagger's rule are wanted now.
+    pub measure: bool,
     /// The evidence, when there is an attempt that is judged by it.
     pub evidence: Option<Evidence>,
     /// What happened, for people. Told once at most: a crash may lose it, the status does not.
@@ -158,10 +226,16 @@ pub enum Action {
     EnsurePool(String),
     /// Write the Route.
     WriteRoute(RouteWanted),
-    /// Turn the user's Deployment into a template at zero (or pause it).
+    /// Turn the user's Deployment into a template at zero.
     ShellTarget,
-    /// Give the user's Deployment the template of this revision, and its pods.
+    /// Pause the user's Deployment.
+    PauseTarget,
+    /// Let the user's Deployment go on.
+    ResumeTarget,
+    /// Give the user's Deployment the template of this revision, let it go on, and give it its pods.
     RestoreTarget(String),
+    /// Remove the pool of this revision, which has no traffic.
+    RemovePool(String),
     /// Remove all pools of revisions.
     RemovePools,
 }
@@ -180,6 +254,8 @@ pub struct Event {
 pub enum EventKind {
     /// The first revision has the traffic.
     Initialized,
+    /// The first revision moves from the user's Deployment into a pool of its own.
+    Moving,
     /// A new revision begins.
     NewRevision,
     /// The candidate's pods are ready.
@@ -192,6 +268,8 @@ pub enum EventKind {
     CheckFailed,
     /// It waits for a person or for the end of a pause.
     Paused,
+    /// It waits for somebody to agree.
+    Waiting,
     /// It goes on.
     Resumed,
     /// Only evidence is missing.
@@ -223,6 +301,7 @@ impl EventKind {
         matches!(
             self,
             Self::CheckFailed
+                | Self::Waiting
                 | Self::InsufficientTraffic
                 | Self::RollingBack
                 | Self::RolledBack

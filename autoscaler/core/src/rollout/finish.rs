@@ -12,7 +12,7 @@ impl Look<'_> {
             return;
         }
         if self.plan.bake.is_zero() || self.attempt.fast {
-            self.done();
+            self.done(None);
             return;
         }
         self.status.phase = Phase::Baking;
@@ -32,7 +32,7 @@ impl Look<'_> {
         }
         let end = self.attempt.baking.unwrap_or(self.now) + self.plan.bake;
         if self.now >= end || self.attempt.skipped == Some(self.attempt.step) {
-            self.done();
+            self.done(None);
             return;
         }
         self.wake(end);
@@ -62,8 +62,8 @@ impl Look<'_> {
         self.wake(self.now);
     }
 
-    /// The candidate is stable from now on.
-    fn done(&mut self) {
+    /// The candidate is stable from now on. `for_next`: sooner than it would have been, because that one is to begin.
+    pub(super) fn done(&mut self, for_next: Option<&str>) {
         let (status, attempt) = (&mut self.status, &mut self.attempt);
         let before = std::mem::replace(&mut status.stable, attempt.candidate.clone());
         let history = &mut status.history;
@@ -80,7 +80,13 @@ impl Look<'_> {
         } else {
             Ended::Promoted
         });
-        let text = format!("{} is stable, after {before}.", attempt.candidate);
+        let text = match for_next {
+            None => format!("{} is stable, after {before}.", attempt.candidate),
+            Some(next) => format!(
+                "{} is stable, after {before}: the evidence was in, and {next} ends its watch.",
+                attempt.candidate
+            ),
+        };
         attempt.why.clone_from(&text);
         self.reason.clone_from(&text);
         self.tell(EventKind::Promoted, text);

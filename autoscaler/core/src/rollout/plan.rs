@@ -1,8 +1,10 @@
 //! What the user asks of a rollout, checked by the caller.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::FULL;
+use super::facts::Gate;
 use crate::evidence::Analysis;
 
 /// How a new revision is let in.
@@ -18,6 +20,8 @@ pub struct Plan {
     pub mirror: Option<Mirror>,
     /// Whether requests that match go to the candidate from its first weight on.
     pub matching: bool,
+    /// Where somebody outside has to agree.
+    pub gates: BTreeSet<Gate>,
     /// After all traffic has gone over, the candidate is watched for so long and undone by itself. Zero: not at all.
     pub bake: Duration,
     /// So long may the candidate's pods take to be ready for the next weight.
@@ -34,6 +38,8 @@ pub struct Plan {
     pub on_new: OnNew,
     /// Nothing new begins, and no weight is raised.
     pub suspend: bool,
+    /// The user's Deployment is paused, and stays the first revision's pool until it sleeps or its template changes.
+    pub pause_target: bool,
     /// The revision that is stable when nothing is known, for a cluster built anew from manifests.
     pub bootstrap: Option<String>,
 }
@@ -46,6 +52,7 @@ impl Default for Plan {
             min_step: Duration::from_secs(30),
             mirror: None,
             matching: false,
+            gates: BTreeSet::new(),
             bake: Duration::from_secs(600),
             progress_deadline: Duration::from_secs(600),
             insufficient: None,
@@ -54,6 +61,7 @@ impl Default for Plan {
             gradual: false,
             on_new: OnNew::Supersede,
             suspend: false,
+            pause_target: false,
             bootstrap: None,
         }
     }

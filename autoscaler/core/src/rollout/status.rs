@@ -1,5 +1,6 @@
 //! What is known of a rollout between steps: all of it. A process that reads it back goes on as if it had never ended.
 
+use super::facts::Gate;
 use crate::Time;
 use crate::evidence::{Counters, Cuts, Epoch};
 
@@ -17,6 +18,8 @@ pub struct Status {
     pub stable: String,
     /// Whether the traffic goes to pools of revisions, not to the user's own Deployment.
     pub adopted: bool,
+    /// Whether the stable revision's pods are those of the user's Deployment, which is paused, or it is moving out of it.
+    pub in_place: bool,
     /// The revision of the template that was last acted on. Empty: the next look acts on whatever there is.
     pub seen: String,
     /// To be begun as soon as the present candidate is out, whatever the template says.
@@ -38,6 +41,18 @@ pub struct Status {
 }
 
 impl Status {
+    /// Whether a first revision serves, in a pool of its own or in the user's Deployment.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.adopted || self.in_place
+    }
+
+    /// Whether the stable revision's pods are those of the user's Deployment now.
+    #[must_use]
+    pub fn serves_in_place(&self) -> bool {
+        self.in_place && !self.adopted
+    }
+
     /// The attempt under way.
     #[must_use]
     pub fn active(&self) -> Option<&Attempt> {
@@ -48,10 +63,11 @@ impl Status {
 /// Phases, in the order in which a rollout meets them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// The first revision's pool is made, and gets the traffic of the user's Deployment. `=> Idle`
+    /// The first revision's pool is made, and gets the traffic of the user's Deployment; or that is paused, and stays.
+    /// `=> Idle`
     #[default]
     Adopting,
-    /// One revision, all traffic. `=> Preparing`
+    /// One revision, all traffic. `=> Preparing`, and `=> Adopting` when it leaves the user's Deployment.
     Idle,
     /// The candidate's pods start. `=> Mirroring | Progressing | RollingBack`
     Preparing,
@@ -124,6 +140,10 @@ pub struct Attempt {
     pub passed: Option<u32>,
     /// Somebody has said to promote over missing evidence.
     pub waived: bool,
+    /// Its pods may start: whoever has to confirm that has.
+    pub confirmed: bool,
+    /// The gate at which it waits, once that has been told.
+    pub waits: Option<Gate>,
     /// Thresholds of service time.
     pub cuts: Cuts,
     /// What activators have counted.
@@ -165,4 +185,16 @@ pub enum Ended {
     Superseded,
     /// It took too long.
     Expired,
+}
+
+impl Ended {
+    /// Each way.
+    pub const ALL: [Self; 6] = [
+        Self::Promoted,
+        Self::FastPromoted,
+        Self::RolledBack,
+        Self::Aborted,
+        Self::Superseded,
+        Self::Expired,
+    ];
 }

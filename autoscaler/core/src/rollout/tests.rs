@@ -1,5 +1,9 @@
 //! What a rollout does, scene by scene. The laws, with crashes, are in `model`.
 
+mod adoption;
+mod commands;
+mod gates;
+mod in_place;
 mod model;
 mod world;
 
@@ -51,16 +55,6 @@ fn weights(world: &World) -> Vec<u32> {
         .collect();
     weights.dedup();
     weights
-}
-
-#[test]
-fn the_first_revision_takes_the_traffic_before_the_deployment_sleeps() {
-    let mut world = World::new(risk(), 1);
-    world.run(60);
-    assert_eq!(world.phase(), Phase::Idle);
-    assert!(world.shelled);
-    assert_eq!(world.kinds(), [EventKind::Initialized]);
-    assert_eq!(world.route.weights, [("r1".to_owned(), FULL)].into());
 }
 
 #[test]
@@ -121,6 +115,27 @@ fn flaggers_ladder_passes_the_maximum_once() {
 }
 
 #[test]
+fn a_request_wakes_no_pool_that_it_is_not_for_and_load_for_pods_does() {
+    let mut world = world(linear(5_000, 5_000));
+    (world.rate, world.load) = (0.0, 0.0);
+    world.release("r2", Quality::GOOD);
+    world.run(30);
+    assert_eq!((world.phase(), world.weight()), (Phase::Holding, 5_000));
+    let asleep = |world: &World| ["r1", "r2"].iter().all(|pool| world.pools[*pool].ready == 0);
+    assert!(asleep(&world) && world.at_least.is_empty());
+    // Some activator holds it for one of the two: that one is woken by it, and nobody by us.
+    world.load = 1.0;
+    world.turn(world::Fault::None).expect("undisturbed");
+    assert!(world.at_least.is_empty(), "{:?}", world.at_least);
+    world.load = 4.0;
+    world.turn(world::Fault::None).expect("undisturbed");
+    assert_eq!(
+        world.at_least,
+        [("r1".to_owned(), 4), ("r2".to_owned(), 2)].into()
+    );
+}
+
+#[test]
 fn a_ladder_ends_in_holding_until_there_is_evidence() {
     let mut world = world(linear(2_000, 6_000));
     world.release("r2", Quality::GOOD);
@@ -160,127 +175,6 @@ fn without_traffic_the_policy_decides_after_its_time() {
 }
 
 #[test]
-fn gates_and_pauses_wait_and_commands_pass_them() {
-    let step = |weight, pause, gate| StepPlan {
-        weight,
-        pause: pause * SECOND,
-        gate,
-    };
-    let steps = vec![step(1_000, 0, false), step(2_000, 30, false), step(FULL, 0, true)];
-    let mut world = world(unjudged(Strategy::Steps(steps)));
-    world.release("r2", Quality::GOOD);
-    world.run(25);
-    assert_eq!((world.phase(), world.weight()), (Phase::Paused, 2_000));
-    assert!(world.reason.contains("paused for"), "{}", world.reason);
-    world.command(Verb::Promote);
-    world.run(5);
-    assert_eq!((world.phase(), world.weight()), (Phase::Paused, 2_000));
-    assert!(world.reason.contains("command promote"), "{}", world.reason);
-    world.run(600);
-    assert_eq!(world.phase(), Phase::Paused, "a gate has no deadline");
-    world.command(Verb::Promote);
-    world.run(60);
-    assert_eq!(world.status.stable, "r2");
-}
-
-#[test]
-fn commands_do_what_they_say_once() {
-    let mut world = world(Plan {
-        min_step: 10 * SECOND,
-        ..linear(2_000, 6_000)
-    });
-    world.release("r2", Quality::GOOD);
-    world.run(12);
-    world.command(Verb::Pause);
-    world.run(60);
-    let weight = world.weight();
-    assert_eq!(world.phase(), Phase::Paused);
-    world.run(60);
-    assert_eq!(world.weight(), weight);
-    world.command(Verb::Resume);
-    world.run(2);
-    assert_ne!(world.phase(), Phase::Paused);
-    world.command(Verb::Abort);
-    world.run(10);
-    assert_eq!(
-        (world.phase(), world.ended()),
-        (Phase::Failed, Some(Ended::Aborted))
-    );
-    // One that is meant for another attempt changes nothing, and says so.
-    world.command(Verb::Retry);
-    world.run(3);
-    assert!(world.phase().forward());
-    world.command_for("1-0", Verb::Abort);
-    world.run(3);
-    assert!(world.phase().forward());
-    assert!(
-        world.status.answer.contains("is ignored"),
-        "{}",
-        world.status.answer
-    );
-    world.command(Verb::PromoteFull);
-    world.run(20);
-    assert_eq!(
-        (world.status.stable.as_str(), world.ended()),
-        ("r2", Some(Ended::FastPromoted))
-    );
-}
-
-#[test]
-fn undo_brings_the_revision_before_back_and_does_not_begin_the_template_again() {
-    let mut world = world(risk());
-    world.release("r2", Quality::GOOD);
-    world.run(300);
-    world.rate = 0.0;
-    world.run(30);
-    world.command(Verb::Undo(None));
-    world.run(4);
-    assert_eq!((world.phase(), world.status.stable.as_str()), (Phase::Idle, "r1"));
-    world.run(60);
-    assert_eq!(world.status.stable, "r1");
-    world.command(Verb::Undo(Some("r9".to_owned())));
-    world.run(3);
-    assert!(
-        world.status.answer.contains("no revision r9"),
-        "{}",
-        world.status.answer
-    );
-}
-
-#[test]
-fn undo_under_load_waits_for_pods() {
-    let mut world = world(risk());
-    world.release("r2", Quality::GOOD);
-    world.run(2_000);
-    assert_eq!(world.pools["r1"].ready, 0, "it sleeps by now");
-    world.load = 30.0;
-    world.run(30);
-    world.written.clear();
-    world.command(Verb::Undo(None));
-    world.run(30);
-    assert_eq!(world.status.stable, "r1");
-    assert!(
-        world
-            .ready_when_raised
-            .iter()
-            .all(|(ready, needed)| ready >= needed)
-    );
-}
-
-#[test]
-fn a_template_that_was_stable_lately_comes_back_without_an_analysis() {
-    let mut world = world(risk());
-    world.release("r2", Quality::GOOD);
-    world.run(300);
-    world.latest = "r1".to_owned();
-    world.run(15);
-    assert_eq!(
-        (world.status.stable.as_str(), world.ended()),
-        ("r1", Some(Ended::FastPromoted))
-    );
-}
-
-#[test]
 fn a_new_template_supersedes_or_queues() {
     for (on_new, between) in [(OnNew::Supersede, "r3"), (OnNew::Queue, "r2")] {
         let mut world = world(Plan {
@@ -293,10 +187,89 @@ fn a_new_template_supersedes_or_queues() {
         world.release("r3", Quality::GOOD);
         world.run(6);
         assert_eq!(world.candidate(), between, "{on_new:?}");
+        // Whatever else comes first.
+        let waits = world.planned.ends_with("r3 begins after r2");
+        assert_eq!(waits, on_new == OnNew::Queue, "{:?}", world.planned);
         world.run(600);
         assert_eq!(world.status.stable, "r3", "{on_new:?}");
         let stable_between = world.status.history.contains(&"r2".to_owned());
         assert_eq!(stable_between, on_new == OnNew::Queue);
+    }
+}
+
+#[test]
+fn a_new_template_ends_the_watch_of_what_is_proven() {
+    let mut world = world(Plan {
+        bake: 300 * SECOND,
+        ..risk()
+    });
+    world.release("r2", Quality::GOOD);
+    world.run(60);
+    assert_eq!(world.phase(), Phase::Baking);
+    world.release("r3", Quality::GOOD);
+    world.run(2);
+    assert_eq!((world.status.stable.as_str(), world.candidate()), ("r2", "r3"));
+    assert_eq!(world.status.history, ["r1"]);
+    let promoted = world.told.iter().find(|event| event.kind == EventKind::Promoted);
+    let text = promoted.map(|event| event.text.as_str()).unwrap_or_default();
+    assert!(text.contains("r3 ends its watch"), "{text}");
+    world.run(120);
+    let back = |route: &RouteWanted| route.weights.get("r1").is_some_and(|weight| *weight > 0);
+    assert!(!world.written.iter().any(back), "{:#?}", world.written);
+}
+
+#[test]
+fn what_is_watched_and_not_proven_is_taken_out_before_the_next_begins() {
+    for (what, latest, candidate) in [("the next", "r3", "r3"), ("the one before", "r1", "r2")] {
+        let mut world = world(Plan {
+            bake: 300 * SECOND,
+            ..unjudged(Strategy::Immediate)
+        });
+        world.release("r2", Quality::GOOD);
+        world.run(20);
+        assert_eq!(world.phase(), Phase::Baking);
+        world.release(latest, Quality::GOOD);
+        world.run(4);
+        assert_eq!(world.status.stable, "r1", "{what}");
+        assert_eq!(world.candidate(), candidate, "{what}");
+        assert_eq!(world.written[0].weights["r1"], FULL, "{what}: first back");
+        assert!(world.status.history.is_empty(), "{what}");
+    }
+    // Evidence or not: the template of the revision before is a way back.
+    let mut world = world(Plan {
+        bake: 300 * SECOND,
+        ..risk()
+    });
+    world.release("r2", Quality::GOOD);
+    world.run(60);
+    world.latest = "r1".to_owned();
+    world.run(4);
+    assert_eq!((world.phase(), world.status.stable.as_str()), (Phase::Idle, "r1"));
+    assert_eq!(world.ended(), Some(Ended::Superseded));
+}
+
+#[test]
+fn what_is_kept_warm_keeps_a_pod_without_load() {
+    for (keep_warm, kept) in [(200 * SECOND, true), (Duration::ZERO, false)] {
+        let mut world = world(Plan {
+            bake: 100 * SECOND,
+            keep_warm,
+            ..risk()
+        });
+        // Requests come, and none is under way when somebody looks.
+        world.load = 0.0;
+        world.release("r2", Quality::GOOD);
+        world.run(60);
+        assert_eq!(world.phase(), Phase::Baking);
+        for second in 60..160 {
+            world.run(1);
+            assert_eq!(world.pools["r1"].ready > 0, kept, "{keep_warm:?}, {second}");
+        }
+        assert_eq!(world.phase(), Phase::Idle, "promoted");
+        world.run(60);
+        assert_eq!(world.pools["r1"].ready > 0, kept, "{keep_warm:?}");
+        world.run(300);
+        assert_eq!(world.pools["r1"].ready, 0, "it may sleep then");
     }
 }
 
@@ -467,64 +440,6 @@ fn a_suspended_rollout_begins_nothing_and_raises_nothing() {
     world.plan.suspend = false;
     world.run(200);
     assert_eq!(world.status.stable, "r2");
-}
-
-#[test]
-fn an_abort_may_go_back_in_halves_and_evidence_never_does() {
-    let plan = Plan {
-        gradual: true,
-        ..unjudged(Strategy::Linear {
-            step: 8_000,
-            max: 8_000,
-        })
-    };
-    let mut world = world(Plan {
-        min_step: 10 * SECOND,
-        ..plan
-    });
-    world.release("r2", Quality::GOOD);
-    world.run(8);
-    assert_eq!(world.weight(), 8_000);
-    world.written.clear();
-    world.command(Verb::Abort);
-    world.run(100);
-    assert_eq!(weights(&world), [8_000, 4_000, 2_000, 1_000, 500, 0]);
-    assert_eq!(world.phase(), Phase::Failed);
-}
-
-#[test]
-fn the_deployment_gets_everything_back_before_the_pools_go() {
-    for halfway in [false, true] {
-        let mut world = world(linear(2_000, 8_000));
-        if halfway {
-            world.release("r2", Quality::GOOD);
-            world.run(12);
-        }
-        world.releasing = true;
-        world.run(60);
-        assert!(world.released);
-        assert_eq!(world.route.weights, [("app".to_owned(), FULL)].into());
-        assert_eq!(world.pools.keys().collect::<Vec<_>>(), ["app"]);
-    }
-}
-
-#[test]
-fn nothing_known_begins_with_the_pinned_revision() {
-    let mut world = World::new(
-        Plan {
-            bootstrap: Some("r0".to_owned()),
-            ..risk()
-        },
-        1,
-    );
-    world.revisions.insert("r0".to_owned());
-    world.run(400);
-    assert_eq!(
-        world.status.history,
-        ["r0"],
-        "then the template is a change as any other"
-    );
-    assert_eq!(world.status.stable, "r1");
 }
 
 /// Looks of Flagger's rule: each row is the measurement, and the weight and failures after the look.

@@ -56,8 +56,12 @@ pub(super) fn look(
 }
 
 /// What is wrong with a measurement.
-fn failure(check: &Check) -> Option<String> {
+#[must_use]
+pub fn failure(check: &Check) -> Option<String> {
     let name = &check.name;
+    if let Some(against) = &check.against {
+        return Some(format!("{name}: {against}"));
+    }
     // What is not a number is no value.
     let Some(value) = check.value.filter(|value| !value.is_nan()) else {
         return (!check.ignore_no_data).then(|| format!("no values found for {name}"));

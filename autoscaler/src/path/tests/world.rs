@@ -1,8 +1,9 @@
 //! A cluster of objects alone: the API in memory, the built-in controllers played once every few milliseconds, and
-//! activators that acknowledge every Route at once. Every write of the autoscaler is recorded in a few words.
+//! activators that acknowledge every Route at once, or are played apart. Every write of the autoscaler is recorded in a
+//! few words, and may be refused, lost, or the last one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,9 +26,10 @@ use super::super::{Activators, Capture};
 use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::ingest::{Ack, Live, Probe};
-use crate::lease::Leadership;
+use crate::lease::{Leadership, Term};
 use crate::rollout::Rollouts;
 use crate::rollout::counts::Counts;
+use crate::rollout::outside::Outside;
 use crate::state::{Dirty, Entry, Registry, RouteKey};
 use crate::watch::{Index, Scope};
 
@@ -53,9 +55,27 @@ pub(crate) struct Streams {
     acked: Arc<Dirty<RouteKey>>,
     misses: AtomicBool,
     writes: Writes,
+    /// What activators have acknowledged, when they are played apart; else they hear what the autoscaler hears, at once.
+    heard: Option<Arc<Mutex<Vec<Ack>>>>,
+    /// What all activators were last told is out.
+    pub(crate) out: Mutex<std::collections::BTreeMap<RouteKey, String>>,
 }
 
 impl Streams {
+    /// Tells the autoscaler that somebody has acknowledged something, or that somebody is another process now.
+    pub(crate) fn has_heard(&self, route: &RouteKey) {
+        self.acked.mark([route.clone()]);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Another process in the place of one.
+    pub(crate) fn replace(&self, name: &str, instance: &str) {
+        for live in self.live.lock().iter_mut().filter(|live| live.name == name) {
+            instance.clone_into(&mut live.instance);
+        }
+        self.changed.send_modify(|count| *count += 1);
+    }
+
     pub(crate) fn set_live(&self, count: u8) {
         *self.live.lock() = (0..count)
             .map(|number| Live {
@@ -81,6 +101,9 @@ impl Activators for Streams {
     }
 
     fn acks(&self, route: &RouteKey) -> Vec<Ack> {
+        if let Some(heard) = &self.heard {
+            return heard.lock().clone();
+        }
         let Some(route) = self.index.route(route) else {
             return Vec::new();
         };
@@ -114,6 +137,14 @@ impl Activators for Streams {
     fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
+
+    fn take_out(&self, route: &RouteKey, attempt: Option<&str>) {
+        let mut out = self.out.lock();
+        match attempt {
+            Some(attempt) => _ = out.insert(route.clone(), attempt.to_owned()),
+            None => _ = out.remove(route),
+        }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -125,20 +156,56 @@ impl Writes {
     }
 }
 
+/// What happens to the autoscaler's writes.
+#[derive(Debug, Default)]
+pub(crate) struct Chaos {
+    /// Of a thousand writes so many are refused because of a conflict.
+    pub(crate) conflicts: AtomicU32,
+    /// Of a thousand writes so many get no answer; half of them are done all the same.
+    pub(crate) lost: AtomicU32,
+    /// The process ends with its last write done and unanswered, not before it.
+    pub(crate) dies_late: AtomicBool,
+    /// A part of paths that the autoscaler may not read or write; empty: none.
+    forbidden: Mutex<String>,
+    random: Mutex<fastrand::Rng>,
+}
+
+impl Chaos {
+    pub(crate) fn seed(&self, seed: u64) {
+        *self.random.lock() = fastrand::Rng::with_seed(seed);
+    }
+
+    fn forbids(&self, path: &str) -> bool {
+        let part = self.forbidden.lock();
+        !part.is_empty() && path.contains(part.as_str())
+    }
+
+    fn hits(&self, of_a_thousand: &AtomicU32) -> bool {
+        let share = of_a_thousand.load(Ordering::SeqCst);
+        share > 0 && self.random.lock().u32(0..1000) < share
+    }
+}
+
 pub(crate) struct World {
+    api: local::api::Api,
     client: kube::Client,
-    /// Records what it is asked to write.
-    watched: kube::Client,
+    pub(crate) chaos: Arc<Chaos>,
+    /// How often the built-in controllers look.
+    tick: Duration,
     pub(crate) fleet: Arc<Streams>,
     index: Arc<Index>,
     registry: Arc<Registry>,
     writes: Writes,
     /// What activators have counted for rollouts.
     pub(crate) counts: Arc<Counts>,
-    /// So many more writes succeed; then none does, as when the process has ended.
+    /// So many more writes of the present process succeed; then none does, as when it has ended.
     fuse: Arc<AtomicI64>,
     /// The scale side does what entries ask for.
     scales: Arc<AtomicBool>,
+    /// It also takes the pods of pools without requests away.
+    lowers: Arc<AtomicBool>,
+    /// What activators have acknowledged, when they are played apart.
+    heard: Option<Arc<Mutex<Vec<Ack>>>>,
     stop: CancellationToken,
     /// Panics when a Service goes dark.
     controllers: tokio::task::JoinHandle<()>,
@@ -156,6 +223,12 @@ impl Drop for World {
 
 impl World {
     pub(crate) async fn start() -> Self {
+        Self::start_with(TICK, None).await
+    }
+
+    /// One whose controllers look every `tick`, and whose activators are played apart if there is a place for what they
+    /// have acknowledged.
+    pub(crate) async fn start_with(tick: Duration, heard: Option<Arc<Mutex<Vec<Ack>>>>) -> Self {
         let api = local::api::Api::new();
         let client = api.client();
         for crd in [Route::crd(), crds::Rollout::crd(), crds::Revision::crd()] {
@@ -165,21 +238,9 @@ impl World {
                 .expect("the CRD");
         }
         let writes = Writes::default();
-        let fuse = Arc::new(AtomicI64::new(i64::MAX));
-        let watched = recording(&api, writes.clone(), Arc::clone(&fuse));
         let index = Index::new("dormouse-system");
         let stop = CancellationToken::new();
-        let scope = Scope {
-            namespace: None,
-            system: "dormouse-system".into(),
-        };
-        tokio::spawn(crate::watch::run(
-            Arc::clone(&index),
-            client.clone(),
-            scope,
-            stop.clone(),
-        ));
-        let controllers = tokio::spawn(controllers(client.clone(), CancellationToken::new()));
+        let controllers = tokio::spawn(controllers(api.clone(), tick, CancellationToken::new()));
         let fleet = Arc::new(Streams {
             index: Arc::clone(&index),
             live: Mutex::default(),
@@ -187,18 +248,24 @@ impl World {
             acked: Dirty::new(),
             misses: AtomicBool::new(false),
             writes: writes.clone(),
+            heard: heard.clone(),
+            out: Mutex::default(),
         });
         fleet.set_live(2);
         let mut world = Self {
+            api,
             client,
-            watched,
+            chaos: Arc::default(),
+            tick,
             fleet,
             index,
             registry: Registry::new(),
             writes,
             counts: Arc::default(),
-            fuse,
+            fuse: Arc::default(),
             scales: Arc::default(),
+            lowers: Arc::default(),
+            heard,
             stop,
             controllers,
         };
@@ -208,8 +275,37 @@ impl World {
 
     /// A new leader, with nothing remembered; the old one is gone.
     pub(crate) async fn take_over(&mut self) {
+        self.kill();
+        self.succeed().await;
+    }
+
+    /// The process ends: nothing that it still tries reaches the API.
+    pub(crate) fn kill(&self) {
+        self.fuse.store(-1, Ordering::SeqCst);
         self.stop.cancel();
+    }
+
+    /// Deposes a process. It asks before each write whether it leads, and the Lease is not given away before it knows: just
+    /// one write may be under way, and come late. What is returned ends it.
+    pub(crate) fn depose(&self) -> impl FnOnce() + use<> {
+        self.fuse.fetch_min(1, Ordering::SeqCst);
+        let (fuse, stop) = (Arc::clone(&self.fuse), self.stop.clone());
+        move || {
+            fuse.store(-1, Ordering::SeqCst);
+            stop.cancel();
+        }
+    }
+
+    /// A new leader, whatever the old one does.
+    pub(crate) async fn succeed(&mut self) {
         self.stop = CancellationToken::new();
+        self.fuse = Arc::new(AtomicI64::new(i64::MAX));
+        let writer = recording(
+            &self.api,
+            self.writes.clone(),
+            Arc::clone(&self.fuse),
+            Arc::clone(&self.chaos),
+        );
         let scope = Scope {
             namespace: None,
             system: "dormouse-system".into(),
@@ -221,23 +317,23 @@ impl World {
             scope,
             self.stop.clone(),
         ));
-        let live = self.fleet.live().len();
         self.fleet = Arc::new(Streams {
             index: Arc::clone(&self.index),
-            live: Mutex::default(),
+            live: Mutex::new(self.fleet.live()),
             changed: watch::Sender::new(0),
             acked: Dirty::new(),
             misses: AtomicBool::new(false),
             writes: self.writes.clone(),
+            heard: self.heard.clone(),
+            out: Mutex::default(),
         });
-        self.fleet.set_live(u8::try_from(live).expect("few"));
         self.registry = Registry::new();
         let leading = watch::Sender::new(Leadership {
             leader: true,
             epoch_base: 0,
         });
         let registry = prometheus::Registry::new();
-        let (cluster, events) = Cluster::new(self.watched.clone(), leading.subscribe(), "test", &registry);
+        let (cluster, events) = Cluster::new(writer.clone(), Term::endless(), "test", &registry);
         tokio::spawn(events.run(self.stop.clone()));
         let divisions = crate::state::Divisions::new();
         let cluster = Arc::new(cluster);
@@ -251,14 +347,18 @@ impl World {
             Arc::clone(&self.registry),
             Arc::clone(&divisions),
             Arc::clone(&self.counts),
-            Arc::new(|_| (0, 0)),
+            Arc::new(|_| crate::rollout::Flow::default()),
             watch::Sender::new(false).subscribe(),
+            Outside::new(&registry),
         );
         tokio::spawn(rollouts.run(self.client.clone(), None, leading.subscribe(), self.stop.clone()));
         tokio::spawn(scale(
-            self.watched.clone(),
+            writer,
+            Arc::clone(&self.index),
             Arc::clone(&self.registry),
             Arc::clone(&self.scales),
+            Arc::clone(&self.lowers),
+            self.tick,
             self.stop.clone(),
         ));
         let capture = Capture::new(
@@ -504,6 +604,23 @@ impl World {
         self.scales.store(true, Ordering::SeqCst);
     }
 
+    /// Has pods of pools without requests go.
+    pub(crate) fn play_going_to_zero(&self) {
+        self.lowers.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends every watch, and has the API forget what has changed: all who watched have to list again.
+    pub(crate) async fn lose_watches(&self) {
+        let request = http::Request::post("/local/outage?seconds=0").body(Vec::new());
+        // One that is under way already does as well.
+        let _ = self.client.request_text(request.expect("a request")).await;
+    }
+
+    /// Takes the permission for paths with this in them; empty: gives it back.
+    pub(crate) fn forbid(&self, part: &str) {
+        part.clone_into(&mut self.chaos.forbidden.lock());
+    }
+
     /// Has everything fail after so many more writes.
     pub(crate) fn burn(&self, writes: i64) {
         self.fuse.store(writes, Ordering::SeqCst);
@@ -512,6 +629,11 @@ impl World {
     /// Whether the last write that could succeed has been tried.
     pub(crate) fn is_burnt(&self) -> bool {
         self.fuse.load(Ordering::SeqCst) < 0
+    }
+
+    /// How many writes the present process has tried.
+    pub(crate) fn writes_tried(&self) -> i64 {
+        i64::MAX.saturating_sub(self.fuse.load(Ordering::SeqCst))
     }
 
     /// The client of a user.
@@ -578,14 +700,32 @@ async fn soon<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
 }
 
 /// A client that notes what it is asked to write.
-fn recording(api: &local::api::Api, writes: Writes, fuse: Arc<AtomicI64>) -> kube::Client {
+fn recording(api: &local::api::Api, writes: Writes, fuse: Arc<AtomicI64>, chaos: Arc<Chaos>) -> kube::Client {
     let api = api.clone();
     let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
         let (api, writes, fuse) = (api.clone(), writes.clone(), Arc::clone(&fuse));
+        let chaos = Arc::clone(&chaos);
         async move {
             let (parts, body) = request.into_parts();
-            if parts.method != http::Method::GET && fuse.fetch_sub(1, Ordering::SeqCst) <= 0 {
-                return Err("the process has ended");
+            let mut unanswered = None;
+            if parts.method != http::Method::GET {
+                let left = fuse.fetch_sub(1, Ordering::SeqCst);
+                if left < 0 || (left == 0 && !chaos.dies_late.load(Ordering::SeqCst)) {
+                    return Err("the process has ended");
+                } else if left == 0 {
+                    unanswered = Some("the process has ended");
+                } else if chaos.hits(&chaos.conflicts) {
+                    return Ok(refused(
+                        http::StatusCode::CONFLICT,
+                        "Conflict",
+                        "the object has been modified; please apply your changes to the latest version and try again",
+                    ));
+                } else if chaos.hits(&chaos.lost) {
+                    if chaos.random.lock().bool() {
+                        return Err("the connection broke before");
+                    }
+                    unanswered = Some("the connection broke after");
+                }
             }
             let body = body
                 .collect()
@@ -593,23 +733,43 @@ fn recording(api: &local::api::Api, writes: Writes, fuse: Arc<AtomicI64>) -> kub
                 .map(http_body_util::Collected::to_bytes)
                 .unwrap_or_default();
             let write = words(&parts, &body);
+            if chaos.forbids(parts.uri.path()) {
+                return Ok(refused(http::StatusCode::FORBIDDEN, "Forbidden", "forbidden"));
+            }
             let request = http::Request::from_parts(parts, Full::new(body));
             let user = local::api::User::admin();
             let response = api.handle(&user, request).await;
             if let Some(write) = write.filter(|_| response.status().is_success()) {
                 writes.add(write);
             }
-            Ok(response)
+            unanswered.map_or(Ok(response), Err)
         }
     });
     kube::Client::new(service, "default")
 }
 
+/// The API says no.
+fn refused(code: http::StatusCode, reason: &str, message: &str) -> http::Response<local::api::ApiBody> {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "code": code.as_u16(), "reason": reason, "message": message,
+    });
+    let body = Full::new(Bytes::from(status.to_string())).map_err(|never| match never {});
+    let mut response = http::Response::new(body.boxed_unsync());
+    *response.status_mut() = code;
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    response
+}
+
 /// The scale side, as far as entries ask for pods.
 async fn scale(
     client: kube::Client,
+    index: Arc<Index>,
     registry: Arc<Registry>,
     scales: Arc<AtomicBool>,
+    lowers: Arc<AtomicBool>,
+    tick: Duration,
     stop: CancellationToken,
 ) {
     let api = Api::<Deployment>::default_namespaced(client);
@@ -623,20 +783,23 @@ async fn scale(
             for (pool, workload) in &entry.pools {
                 let needs = entry.needs.get(pool).into_iter().chain(&entry.at_least);
                 let least = needs.map(|(replicas, _)| *replicas).max().unwrap_or(0);
-                let Ok(there) = api.get(&workload.name).await else {
+                let Some(there) = index.workload(&pool.namespace, workload) else {
                     continue;
                 };
-                let replicas = there.spec.and_then(|spec| spec.replicas).unwrap_or(1);
-                if u32::try_from(replicas).is_ok_and(|replicas| replicas < least) {
+                let idle =
+                    lowers.load(Ordering::SeqCst) && entry.idle.contains(pool) && entry.may_sleep.is_ok();
+                if there.replicas < least || (idle && there.replicas > least) {
                     let body = json!({ "spec": { "replicas": least } });
                     let patch = Patch::Merge(body);
-                    let _ = api
-                        .patch_scale(&workload.name, &PatchParams::default(), &patch)
-                        .await;
+                    let ours = PatchParams {
+                        field_manager: Some(SCALE_MANAGER.to_owned()),
+                        ..PatchParams::default()
+                    };
+                    let _ = api.patch_scale(&workload.name, &ours, &patch).await;
                 }
             }
         }
-        sleep(TICK).await;
+        sleep(tick).await;
     }
 }
 
@@ -670,9 +833,19 @@ fn words(parts: &http::request::Parts, body: &Bytes) -> Option<String> {
 }
 
 /// The built-in controllers: every Deployment has its pods at once, every Service with a selector its slice.
-async fn controllers(client: kube::Client, stop: CancellationToken) {
+async fn controllers(api: local::api::Api, tick: Duration, stop: CancellationToken) {
+    let client = api.client();
     let mut published = std::collections::HashMap::new();
+    // The templates of the pods: a paused Deployment keeps those that it has.
+    let mut running = std::collections::HashMap::new();
+    let mut seen = 0;
     while !stop.is_cancelled() {
+        let version = api.stats().store.version;
+        if version == seen {
+            sleep(tick).await;
+            continue;
+        }
+        seen = version;
         let deployments = Api::<Deployment>::default_namespaced(client.clone());
         let list = deployments
             .list(&ListParams::default())
@@ -680,18 +853,24 @@ async fn controllers(client: kube::Client, stop: CancellationToken) {
             .expect("Deployments")
             .items;
         for deployment in &list {
-            let replicas = deployment
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.replicas)
-                .unwrap_or(1);
-            let ready = deployment
-                .status
-                .as_ref()
-                .and_then(|status| status.ready_replicas)
-                .unwrap_or(0);
-            if ready != replicas {
-                let body = json!({ "status": { "replicas": replicas, "readyReplicas": replicas } });
+            let spec = deployment.spec.clone().unwrap_or_default();
+            let replicas = spec.replicas.unwrap_or(1);
+            let runs = running
+                .entry(deployment.name_any())
+                .or_insert_with(|| spec.template.clone());
+            if spec.paused != Some(true) || replicas == 0 {
+                runs.clone_from(&spec.template);
+            }
+            let updated = if *runs == spec.template { replicas } else { 0 };
+            let status = deployment.status.clone().unwrap_or_default();
+            let told = [status.ready_replicas, status.updated_replicas].map(|pods| pods.unwrap_or(0));
+            if told != [replicas, updated] || status.observed_generation != deployment.metadata.generation {
+                let body = json!({ "status": {
+                    "observedGeneration": deployment.metadata.generation,
+                    "replicas": replicas,
+                    "readyReplicas": replicas,
+                    "updatedReplicas": updated,
+                } });
                 let params = PatchParams::default();
                 let _ = deployments
                     .patch_status(&deployment.name_any(), &params, &Patch::Merge(body))
@@ -724,7 +903,7 @@ async fn controllers(client: kube::Client, stop: CancellationToken) {
                 "{name} has pods and no endpoints"
             );
         }
-        sleep(TICK).await;
+        sleep(tick).await;
     }
 }
 

@@ -68,8 +68,17 @@ pub(super) struct World {
     pub(super) revisions: BTreeSet<String>,
     pub(super) qualities: BTreeMap<String, Quality>,
     pub(super) pools: BTreeMap<String, Pool>,
-    at_least: BTreeMap<String, u32>,
+    pub(super) at_least: BTreeMap<String, u32>,
     pub(super) shelled: bool,
+    /// Requests reach pods past the activators.
+    pub(super) direct: bool,
+    /// Requests are under way in the Deployment.
+    pub(super) draining: bool,
+    /// The Deployment is paused; we have paused it.
+    pub(super) paused: bool,
+    pub(super) held: bool,
+    /// The template of the Deployment's pods.
+    pub(super) runs: String,
     pub(super) route: RouteWanted,
     pub(super) activators: Vec<Activator>,
     /// Activators hear of no Route any more.
@@ -83,12 +92,22 @@ pub(super) struct World {
     pub(super) broken: BTreeSet<String>,
     pub(super) vetoed: Option<String>,
     pub(super) checks: Option<Vec<Check>>,
+    /// What is said at gates, to whoever asks. Nobody answers at one that is missing.
+    pub(super) says: BTreeMap<Gate, Option<String>>,
+    /// What was said, at the step at which it was asked.
+    answers: BTreeMap<(Gate, u32), Answer>,
+    /// Questions, one each.
+    pub(super) asked: Vec<(Gate, u32)>,
+    /// Measurements of Flagger's rule that were wanted.
+    pub(super) wanted: u32,
     command: Option<Command>,
     commands: u32,
     pub(super) releasing: bool,
     pub(super) released: bool,
     pub(super) synthetic: bool,
     pub(super) reason: String,
+    /// What it says comes next.
+    pub(super) planned: String,
     pub(super) told: Vec<Event>,
     pub(super) written: Vec<RouteWanted>,
     /// Pods that were ready, and needed, each time a weight was raised.
@@ -118,6 +137,11 @@ impl World {
             pools: [("app".to_owned(), deployment)].into(),
             at_least: BTreeMap::new(),
             shelled: false,
+            direct: false,
+            draining: false,
+            paused: false,
+            held: false,
+            runs: "r1".to_owned(),
             route: RouteWanted::default(),
             activators: vec![activator; 3],
             deaf: false,
@@ -128,12 +152,17 @@ impl World {
             broken: BTreeSet::new(),
             vetoed: None,
             checks: None,
+            says: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            asked: Vec::new(),
+            wanted: 0,
             command: None,
             commands: 0,
             releasing: false,
             released: false,
             synthetic: false,
             reason: String::new(),
+            planned: String::new(),
             told: Vec::new(),
             written: Vec::new(),
             ready_when_raised: Vec::new(),
@@ -208,6 +237,9 @@ impl World {
     /// Time passes: pods boot, activators hear and count.
     pub(super) fn pass(&mut self) {
         self.now = self.now + TICK;
+        if !self.paused {
+            self.runs.clone_from(&self.latest);
+        }
         for (name, pool) in &mut self.pools {
             let quality = self.qualities.get(name).copied().unwrap_or(Quality::GOOD);
             let weight = self.route.weights.get(name).copied().unwrap_or(0);
@@ -318,6 +350,12 @@ impl World {
                 .collect(),
             target: "app".to_owned(),
             shelled: self.shelled,
+            draining: self.draining,
+            paused: self.paused,
+            held: self.held,
+            whole: (!self.shelled).then(|| self.runs == self.latest),
+            resting: self.shelled || (self.rate == 0.0 && self.load == 0.0),
+            direct: self.direct,
             route: RouteFact {
                 says: self.route.clone(),
                 acked: alive().next().is_some() && alive().all(|activator| activator.heard == self.route),
@@ -332,10 +370,44 @@ impl World {
             broken: self.broken.clone(),
             checks: self.checks.clone(),
             vetoed: self.vetoed.clone(),
-            unconfirmed: None,
+            gates: self.at_gates(),
             command: self.command.clone(),
             releasing: self.releasing,
         }
+    }
+
+    /// What was said at the gates of the present step. A yes is remembered, a no for ten seconds.
+    fn at_gates(&self) -> BTreeMap<Gate, Answer> {
+        let step = self.status.attempt.as_ref().map_or(0, |attempt| attempt.step);
+        let here = self.answers.iter().filter(|((_, at), _)| *at == step);
+        here.map(|((gate, _), answer)| (*gate, answer.clone())).collect()
+    }
+
+    /// Asks whom the machine wants asked, unless that has been answered lately.
+    fn ask(&mut self, ask: Option<Ask>) {
+        let Some(Ask { gate, step, after }) = ask else {
+            return;
+        };
+        let last = self.answers.get(&(gate, step));
+        let lately = |last: &Answer| {
+            last.no.is_none() || (last.at >= after && self.now < last.at + Duration::from_secs(10))
+        };
+        if last.is_some_and(lately) {
+            return;
+        }
+        self.asked.push((gate, step));
+        if let Some(no) = self.says.get(&gate) {
+            let answer = Answer {
+                at: self.now,
+                no: no.clone(),
+            };
+            self.answers.insert((gate, step), answer);
+        }
+    }
+
+    /// Another process asks from now on.
+    pub(super) fn forget_answers(&mut self) {
+        self.answers.clear();
     }
 
     /// The shell's turn. Every decision is checked against what it may not be.
@@ -361,7 +433,10 @@ impl World {
             self.version += 1;
         }
         (self.synthetic, self.released) = (decision.synthetic, decision.released);
+        self.wanted += u32::from(decision.measure);
+        self.ask(decision.asks);
         self.reason.clone_from(&decision.reason);
+        self.planned.clone_from(&decision.next);
         self.told.extend(decision.events.iter().cloned());
         self.at_least = decision
             .pools
@@ -401,16 +476,27 @@ impl World {
                 self.written.push(route.clone());
             }
             Action::ShellTarget => {
-                if self.route.weights.contains_key("app") {
+                if self.route.weights.get("app").is_some_and(|weight| *weight > 0) {
                     return Err("the Deployment sleeps with traffic".to_owned());
                 }
                 self.shelled = true;
             }
-            Action::RestoreTarget(_) => {
-                self.shelled = false;
+            Action::PauseTarget => (self.paused, self.held) = (true, true),
+            Action::ResumeTarget => (self.paused, self.held) = (false, false),
+            Action::RestoreTarget(revision) => {
+                self.latest.clone_from(revision);
+                (self.paused, self.held, self.shelled) = (false, false, false);
+            }
+            Action::RemovePool(pool) => {
+                if self.route.weights.contains_key(pool) {
+                    return Err(format!("{pool} is removed with traffic"));
+                }
+                self.pools.remove(pool);
             }
             Action::RemovePools => {
-                if self.route.weights.keys().any(|pool| pool != "app") {
+                // Without a Deployment there is nothing that it could go back to.
+                let gone = !self.pools.contains_key("app");
+                if !gone && self.route.weights.keys().any(|pool| pool != "app") {
                     return Err("pools are removed with traffic".to_owned());
                 }
                 self.pools.retain(|pool, _| pool == "app");
@@ -441,6 +527,10 @@ impl World {
                     facts.route.acked
                 ));
             }
+        }
+        let status = &decision.status;
+        if status.in_place && !status.adopted && self.paused && self.runs != status.stable {
+            return Err(format!("{} has the traffic of {}", self.runs, status.stable));
         }
         if decision.reason.is_empty() {
             return Err(format!("no reason in phase {}", decision.status.phase));
