@@ -120,7 +120,7 @@ pub fn gate(now: Time, policy: &Policy, facts: &Gate) -> Verdict {
 pub struct Rest<'a> {
     /// Requests in flight or held.
     pub busy: bool,
-    /// When a request that counts, a wake, or a wake by somebody else was last seen.
+    /// When a request that counts, a wake, a wake by somebody else, or somebody who needs its pods was last seen.
     pub used: Time,
     /// When the pool last left zero.
     pub woken: Option<Time>,

@@ -28,6 +28,10 @@ pub struct Pool {
     sample: Sample,
     /// When it was last used: by a request that counts, a command, or somebody who woke it.
     used: Time,
+    /// Until when somebody asked for pods to which traffic could come: it has its keep-alive from then on.
+    kept: Time,
+    /// Whether somebody did so the last time.
+    needed: bool,
     /// When it last left zero.
     woken: Option<Time>,
     /// When a user last asked it to sleep. That stands until it is used again, also when others keep it awake meanwhile.
@@ -66,6 +70,8 @@ impl Pool {
             conflict: Conflict::default(),
             sample: Sample::default(),
             used: now,
+            kept: Time::EPOCH,
+            needed: false,
             woken: None,
             asked: None,
             follows: false,
@@ -235,6 +241,11 @@ impl Pool {
                 (self.used, self.woken) = (now, Some(now));
             }
         }
+        let needed = facts.reachable && facts.at_least.is_some();
+        if needed || self.needed {
+            self.kept = now;
+        }
+        self.needed = needed;
         match facts.command {
             Some(Command::Wake) => (self.used, self.asked) = (now, None),
             Some(Command::Sleep) if !self.busy() => self.asked = Some(now),
@@ -331,7 +342,7 @@ impl Pool {
         let asked = self.asked.is_some_and(|at| self.used <= at);
         let rest = Rest {
             busy: self.busy(),
-            used: self.used,
+            used: self.used.max(self.kept),
             woken: self.woken,
             min: self.least(facts),
             reachable: facts.reachable,

@@ -358,7 +358,7 @@ impl Look<'_> {
                     share = 0;
                 }
                 // Requests of our own wake nobody.
-                let least = u32::from((proving && may_start) || self.synthetic);
+                let least = u32::from((proving && may_start) || self.synthetic || self.awaits_traffic());
                 want(&candidate, share.max(least), "its next weight needs them");
                 match warm.filter(|_| phase == Phase::Baking) {
                     Some(until) if self.now >= until => {}
@@ -383,6 +383,15 @@ impl Look<'_> {
     /// and with load for one pod at most there is nothing to get ready for.
     fn wakes_by_itself(&self, pool: &str, pods: u32) -> bool {
         pods <= 1 && self.ready(pool) == 0
+    }
+
+    /// Whether the candidate is awake for a weight that comes next, or that not every activator has yet: no request can have
+    /// kept it awake until then.
+    fn awaits_traffic(&self) -> bool {
+        let attempt = &self.attempt;
+        let first = attempt.weight == 0 && attempt.waits.is_none() && self.plan.strategy != Strategy::Match;
+        let goes_on = matches!(self.status.phase, Phase::Progressing | Phase::Promoting);
+        goes_on && (first || attempt.acked.is_none()) && self.ready(&attempt.candidate) > 0
     }
 
     /// Until when the revision before keeps its pods.

@@ -204,17 +204,19 @@ impl Cluster {
         eventually(&format!("{revision} has everything"), SOON, all).await
     }
 
-    /// Reasons of the Events about a Rollout, in the order in which they happened.
+    /// Reasons and texts of the Events about a Rollout, in the order in which they happened: about this one, not about one
+    /// that had its name before.
     ///
     /// # Errors
     /// The API does not answer.
     pub async fn told(&self, rollout: &str) -> Result<Vec<(String, String)>> {
+        let uid = self.api::<Rollout>().get(rollout).await?.metadata.uid;
         let events = self.api::<Event>().list(&Default::default()).await?.items;
         let mut about: Vec<_> = events
             .into_iter()
             .filter(|event| {
                 let object = &event.involved_object;
-                object.kind.as_deref() == Some("Rollout") && object.name.as_deref() == Some(rollout)
+                object.kind.as_deref() == Some("Rollout") && object.uid == uid
             })
             .map(|event| {
                 let at = event.event_time.map(|time| time.0);

@@ -312,6 +312,30 @@ fn bounds_and_who_comes_before_them() {
 }
 
 #[test]
+fn who_was_kept_awake_for_traffic_to_come_has_its_keep_alive_from_then_on() {
+    for (reachable, until) in [(true, Some(at(80.0))), (false, None)] {
+        let mut pool = pool(|knobs| knobs.keep_alive = Some(Duration::from_secs(30)));
+        let kept = Facts {
+            at_least: Some((1, "its next weight needs them".to_owned())),
+            reachable,
+            ..facts(1)
+        };
+        assert_eq!(look(&mut pool, 40.0, &quiet(40), &kept).replicas, None);
+        let alone = Facts {
+            reachable,
+            ..facts(1)
+        };
+        let step = look(&mut pool, 50.0, &quiet(50), &alone);
+        // To one that traffic cannot reach, nobody comes.
+        assert_eq!(
+            (step.replicas, step.wake_at),
+            (until.is_none().then_some(0), until)
+        );
+        assert_eq!(look(&mut pool, 80.0, &quiet(80), &alone).replicas, Some(0));
+    }
+}
+
+#[test]
 fn initial_scale_counts_until_it_was_reached_once() {
     let mut pool = pool(|knobs| (knobs.initial_scale, knobs.keep_alive) = (3, Some(Duration::from_secs(5))));
     pool.begin_at_initial_scale();

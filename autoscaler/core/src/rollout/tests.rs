@@ -136,6 +136,34 @@ fn a_request_wakes_no_pool_that_it_is_not_for_and_load_for_pods_does() {
 }
 
 #[test]
+fn who_is_ready_stays_awake_until_every_activator_gives_it_its_weight() {
+    let linear = Strategy::Linear {
+        step: 2_000,
+        max: 6_000,
+    };
+    for strategy in [linear, Strategy::Steps(Vec::new())] {
+        // Nobody asks just now: no request keeps it awake.
+        let mut world = world(unjudged(strategy.clone()));
+        (world.rate, world.load) = (0.0, 0.0);
+        world.release("r2", Quality::GOOD);
+        let mut was_ready = false;
+        loop {
+            world.pass();
+            world.turn(world::Fault::None).expect("undisturbed");
+            let is_ready = world.pools.get("r2").is_some_and(|pool| pool.ready > 0);
+            assert!(is_ready || !was_ready, "{strategy:?}: {}", world.reason);
+            was_ready |= is_ready;
+            let attempt = world.status.attempt.as_ref();
+            if attempt.is_some_and(|attempt| attempt.weight > 0 && attempt.acked.is_some()) {
+                break;
+            }
+            assert!(world.now < Time::from_secs(1_001_000), "{}", world.reason);
+        }
+        assert!(was_ready, "{strategy:?}");
+    }
+}
+
+#[test]
 fn a_ladder_ends_in_holding_until_there_is_evidence() {
     let mut world = world(linear(2_000, 6_000));
     world.release("r2", Quality::GOOD);
