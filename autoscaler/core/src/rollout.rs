@@ -349,7 +349,11 @@ impl Look<'_> {
                     self.wake(until);
                 }
             }
-            Phase::RollingBack => want(&stable, everything, all_back),
+            Phase::RollingBack => {
+                // All of it comes to who may have had none until now.
+                let awake = u32::from(self.ready(&stable) > 0);
+                want(&stable, everything.max(awake), all_back);
+            }
             phase => {
                 let may_start = phase == Phase::Mirroring || self.attempt.confirmed;
                 let proving = matches!(phase, Phase::Preparing | Phase::Mirroring) && !self.attempt.fast;
@@ -390,7 +394,10 @@ impl Look<'_> {
     fn awaits_traffic(&self) -> bool {
         let attempt = &self.attempt;
         let first = attempt.weight == 0 && attempt.waits.is_none() && self.plan.strategy != Strategy::Match;
-        let goes_on = matches!(self.status.phase, Phase::Progressing | Phase::Promoting);
+        let goes_on = match self.status.phase {
+            Phase::Preparing => attempt.fast,
+            phase => matches!(phase, Phase::Progressing | Phase::Promoting),
+        };
         goes_on && (first || attempt.acked.is_none()) && self.ready(&attempt.candidate) > 0
     }
 

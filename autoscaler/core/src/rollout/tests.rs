@@ -164,6 +164,49 @@ fn who_is_ready_stays_awake_until_every_activator_gives_it_its_weight() {
 }
 
 #[test]
+fn who_is_awake_stays_so_until_it_has_the_traffic_back() {
+    for verb in [Verb::Abort, Verb::Undo(None)] {
+        let mut world = world(Plan {
+            keep_warm: 200 * SECOND,
+            ..unjudged(Strategy::Steps(Vec::new()))
+        });
+        (world.rate, world.load) = (0.0, 0.0);
+        world.release("r2", Quality::GOOD);
+        let is_abort = verb == Verb::Abort;
+        let phase = if is_abort { Phase::Baking } else { Phase::Idle };
+        let stands = |world: &World| {
+            let all = (world.phase(), world.weight()) == (phase, FULL);
+            all && world.pools["r1"].ready > 0
+        };
+        for _ in 0..100 {
+            if stands(&world) {
+                break;
+            }
+            world.run(1);
+        }
+        assert!(stands(&world), "{verb:?}: {}", world.reason);
+        world.command(verb.clone());
+        let is_back = |world: &World| {
+            let attempt = world.status.attempt.as_ref();
+            let acked = attempt.is_some_and(|attempt| attempt.acked.is_some());
+            match is_abort {
+                true => world.phase() == Phase::Failed,
+                false => world.candidate() == "r1" && world.weight() == FULL && acked,
+            }
+        };
+        for _ in 0..100 {
+            world.pass();
+            world.turn(world::Fault::None).expect("undisturbed");
+            assert!(world.pools["r1"].ready > 0, "{verb:?}: {}", world.reason);
+            if is_back(&world) {
+                break;
+            }
+        }
+        assert!(is_back(&world), "{verb:?}: {}", world.reason);
+    }
+}
+
+#[test]
 fn a_ladder_ends_in_holding_until_there_is_evidence() {
     let mut world = world(linear(2_000, 6_000));
     world.release("r2", Quality::GOOD);

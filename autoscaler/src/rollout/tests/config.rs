@@ -3,6 +3,7 @@
 use crds::condition::{self, CONFIG_TRACKED};
 use crds::names::CONFIG_POLICY_ANNOTATION;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::{ListParams, PostParams};
 
 use super::*;
 
@@ -39,15 +40,7 @@ impl World {
             .patch("web", &PatchParams::default(), &Patch::Strategic(body))
             .await
             .expect("a patch");
-        let mut spec = by_time();
-        spec["targetRef"] = json!({ "name": "web" });
-        spec["serviceRef"] = json!({ "name": "web" });
-        let rollout = json!({ "metadata": { "name": "web" }, "spec": spec });
-        let rollout: Rollout = serde_json::from_value(rollout).expect("a Rollout");
-        self.rollouts()
-            .create(&PostParams::default(), &rollout)
-            .await
-            .expect("it is created");
+        self.create_rollout("web", "web", by_time()).await;
         self.idle().await
     }
 

@@ -1,6 +1,7 @@
 //! Others on the same Deployment: Services, autoscalers, field managers; and what Revisions say.
 
 use crds::condition::{self, AUTOSCALER_CONFLICT, CAPTURED, REPLICAS_CONFLICT, reason};
+use kube::api::ListParams;
 
 use super::super::standing::letters;
 use super::*;
@@ -124,15 +125,7 @@ async fn another_service_on_the_deployment_is_given_back_and_keeps_its_pods() {
         world.until(name, |entry| entry.may_sleep.is_ok()).await;
     }
     world.play_scale_side();
-    let mut spec = by_time();
-    spec["targetRef"] = json!({ "name": "web" });
-    spec["serviceRef"] = json!({ "name": "web" });
-    let rollout = json!({ "metadata": { "name": "ship" }, "spec": spec });
-    let rollout: Rollout = serde_json::from_value(rollout).expect("a Rollout");
-    let all = world.rollouts();
-    all.create(&PostParams::default(), &rollout)
-        .await
-        .expect("created");
+    world.create_rollout("ship", "web", by_time()).await;
     let adopted = timeout(Duration::from_secs(300), async {
         while world.replicas("web").await != 0 {
             // As long as the template has pods the other Service must have come out already, or still lead to them.
@@ -178,6 +171,7 @@ async fn another_service_on_the_deployment_is_given_back_and_keeps_its_pods() {
     world.rest(30).await;
     assert_eq!(world.replicas("web").await, 0, "nobody wakes the template");
 
+    let all = world.rollouts();
     all.delete("ship", &DeleteParams::default())
         .await
         .expect("deleted");
