@@ -120,8 +120,10 @@ pub fn gate(now: Time, policy: &Policy, facts: &Gate) -> Verdict {
 pub struct Rest<'a> {
     /// Requests in flight or held.
     pub busy: bool,
-    /// When a request that counts, a wake, a wake by somebody else, or somebody who needs its pods was last seen.
+    /// When a request that counts, a wake, or a wake by somebody else was last seen.
     pub used: Time,
+    /// Until when somebody asked for its pods because of traffic to come: the keep-alive counts from the later of the two.
+    pub kept: Time,
     /// When the pool last left zero.
     pub woken: Option<Time>,
     /// Replicas that the bounds ask for at least.
@@ -178,8 +180,8 @@ pub fn rest(now: Time, policy: &Policy, facts: &Rest) -> Ladder {
     if facts.min > 0 {
         return stay(Cause::Minimum { min: facts.min }, None);
     }
-    let ends = facts.used + keep_alive;
-    if idle < keep_alive && !facts.asked {
+    let ends = facts.used.max(facts.kept) + keep_alive;
+    if now < ends && !facts.asked {
         let sleeps = facts.may_sleep.is_ok() && !facts.stale;
         return Ladder::Stay {
             cause: Cause::Steady,

@@ -342,7 +342,8 @@ impl Pool {
         let asked = self.asked.is_some_and(|at| self.used <= at);
         let rest = Rest {
             busy: self.busy(),
-            used: self.used.max(self.kept),
+            used: self.used,
+            kept: self.kept,
             woken: self.woken,
             min: self.least(facts),
             reachable: facts.reachable,

@@ -155,6 +155,7 @@ fn resting() -> Rest<'static> {
     Rest {
         busy: false,
         used: at(0),
+        kept: Time::EPOCH,
         woken: None,
         min: 0,
         reachable: true,
@@ -202,6 +203,15 @@ fn each_rung_holds_and_the_first_is_named() {
             },
             "minimum",
             None,
+        ),
+        (
+            99,
+            Rest {
+                kept: at(50),
+                ..resting()
+            },
+            "steady",
+            Some(110),
         ),
         (
             59,

@@ -331,7 +331,12 @@ fn who_was_kept_awake_for_traffic_to_come_has_its_keep_alive_from_then_on() {
             (step.replicas, step.wake_at),
             (until.is_none().then_some(0), until)
         );
-        assert_eq!(look(&mut pool, 80.0, &quiet(80), &alone).replicas, Some(0));
+        let step = look(&mut pool, 80.0, &quiet(80), &alone);
+        assert_eq!(
+            step.reason.to_string(),
+            "1 to 0: no request for 80 s (keep-alive 30 s)"
+        );
+        assert_eq!(step.replicas, Some(0));
     }
 }
 
