@@ -25,6 +25,15 @@ impl Clock {
         }
     }
 
+    /// A clock that shows this time now, since the Unix epoch.
+    #[cfg(test)]
+    pub(crate) fn showing(anchor: Duration) -> Self {
+        Self {
+            started: Instant::now(),
+            anchor,
+        }
+    }
+
     /// The time at `instant`, since the Unix epoch.
     pub(crate) fn at(&self, instant: Instant) -> Duration {
         match instant.checked_duration_since(self.started) {

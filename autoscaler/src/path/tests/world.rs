@@ -192,6 +192,10 @@ pub(crate) struct World {
     pub(crate) chaos: Arc<Chaos>,
     /// How often the built-in controllers look.
     tick: Duration,
+    /// The wall's, which goes on as tests' time does.
+    clock: Clock,
+    /// The clock of the next process is ahead of it by so much.
+    pub(crate) ahead: Duration,
     pub(crate) fleet: Arc<Streams>,
     index: Arc<Index>,
     registry: Arc<Registry>,
@@ -257,6 +261,8 @@ impl World {
             client,
             chaos: Arc::default(),
             tick,
+            clock: Clock::new(),
+            ahead: Duration::ZERO,
             fleet,
             index,
             registry: Registry::new(),
@@ -338,7 +344,7 @@ impl World {
         let divisions = crate::state::Divisions::new();
         let cluster = Arc::new(cluster);
         self.counts = Arc::default();
-        let clock = Clock::new();
+        let clock = Clock::showing(self.clock.at(Instant::now()) + self.ahead);
         let rollouts = Rollouts::new(
             clock,
             Arc::clone(&self.index),

@@ -1,5 +1,6 @@
 //! The crash matrix: the same releases with the process ending at each write, and at random moments with conflicts, lost
-//! answers, lost watches, deposed leaders and replaced activators. Each has to end as the undisturbed one.
+//! answers, lost watches, deposed leaders, clocks that disagree and replaced activators. Each has to end as the
+//! undisturbed one.
 //!
 //! `DORMOUSE_SEEDS=1000` runs it whole; `DORMOUSE_SEED=17` one seed alone.
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crds::names::COMMAND_ANNOTATION;
 use kube::api::DeleteParams;
 use tokio::time::Instant;
 
@@ -21,6 +23,8 @@ use activators::{Leader, Stage};
 const LOOK: Duration = Duration::from_millis(250);
 /// Longest life: with all that can happen on the way.
 const LONGEST: Duration = Duration::from_secs(1_200);
+/// No clock is further ahead of the wall's, in milliseconds: time goes back by so much when another process leads.
+const MOST_AHEAD: u64 = 5_000;
 /// Seeds of an ordinary test run.
 const SEEDS: u64 = 8;
 
@@ -247,12 +251,8 @@ impl Play {
         play
     }
 
-    /// Activators' streams lead to the present process.
     fn introduce(&mut self) {
-        for ack in self.stage.heard.lock().iter() {
-            self.world.fleet.replace(&ack.activator, &ack.instance);
-        }
-        *self.stage.leader.lock() = Some(Leader {
+        self.stage.lead_to(Leader {
             fleet: Arc::clone(&self.world.fleet),
             counts: Arc::clone(&self.world.counts),
         });
@@ -261,6 +261,9 @@ impl Play {
     async fn succeed(&mut self) {
         self.dead_until = None;
         self.world.chaos.dies_late.store(false, Ordering::SeqCst);
+        if let Trouble::Random(_) = self.trouble {
+            self.world.ahead = Duration::from_millis(self.random.u64(0..MOST_AHEAD));
+        }
         self.world.succeed().await;
         self.introduce();
     }
@@ -320,17 +323,21 @@ impl Play {
         }
     }
 
-    async fn holds(&self, when: When, status: Option<&RolloutStatus>) -> bool {
-        let Some(status) = status else {
+    async fn holds(&self, when: When, rollout: Option<&crds::Rollout>) -> bool {
+        let Some(rollout) = rollout else {
             return when == Gone;
         };
+        let status = &rollout.status.clone().unwrap_or_default();
+        let commanded = rollout.annotations().get(COMMAND_ANNOTATION);
         match when {
             Gone => false,
             Out => *status == only_why(&status.why),
             Has(weight) => status.weight == weight,
             Is(phase) => status.phase == phase,
             Rests => {
-                if !status.adopted || status.phase != Phase::Idle {
+                // Somebody may have been told something while nobody led.
+                let obeyed = commanded.is_none_or(|text| *text == status.last_command);
+                if !status.adopted || status.phase != Phase::Idle || !obeyed {
                     return false;
                 }
                 let images = self.images().await;
@@ -388,9 +395,8 @@ async fn live(life: &Life, trouble: Trouble) -> Result<(Ending, i64), String> {
             return Err(broken);
         }
         let rollout = play.world.rollouts().get_opt("web").await.expect("an answer");
-        let status = rollout.map(|rollout| rollout.status.unwrap_or_default());
         let (when, act) = next.map_or((life.end, None), |(when, act)| (*when, Some(*act)));
-        if play.holds(when, status.as_ref()).await {
+        if play.holds(when, rollout.as_ref()).await {
             match act {
                 Some(act) => play.act(act).await,
                 None => break,
@@ -398,7 +404,10 @@ async fn live(life: &Life, trouble: Trouble) -> Result<(Ending, i64), String> {
             next = script.next();
         }
         if begun.elapsed() > LONGEST {
-            return Err(format!("waits for {when:?}: {status:#?}"));
+            return Err(format!(
+                "waits for {when:?}: {:#?}",
+                rollout.map(|rollout| rollout.status)
+            ));
         }
     }
     let writes = play.world.writes_tried();

@@ -39,6 +39,8 @@ pub(super) struct Leader {
 pub(super) struct Stage {
     pub(super) leader: Mutex<Option<Leader>>,
     pub(super) heard: Arc<Mutex<Vec<Ack>>>,
+    /// The process of each activator by its name: whoever leads next has streams to these, whatever they have heard.
+    processes: Mutex<BTreeMap<String, String>>,
     /// The first law that was broken.
     pub(super) broken: Mutex<Option<String>>,
     /// Activators are replaced by others now and then.
@@ -59,6 +61,14 @@ struct Activator {
 type Pools = BTreeMap<String, (String, i32)>;
 
 impl Stage {
+    /// Activators' streams lead to this process.
+    pub(super) fn lead_to(&self, leader: Leader) {
+        for (name, instance) in self.processes.lock().iter() {
+            leader.fleet.replace(name, instance);
+        }
+        *self.leader.lock() = Some(leader);
+    }
+
     /// Plays for ever.
     pub(super) async fn play(self: Arc<Self>, client: Client, seed: u64) {
         let mut random = fastrand::Rng::with_seed(seed);
@@ -124,6 +134,8 @@ impl Stage {
             instance: format!("instance-{process}"),
             ..Activator::default()
         };
+        let running = (activator.name.clone(), activator.instance.clone());
+        self.processes.lock().extend([running]);
         if let Some(leader) = self.leader.lock().as_ref() {
             leader.fleet.replace(&activator.name, &activator.instance);
         }
