@@ -1,4 +1,5 @@
-//! Writes: everything that the autoscaler changes in the cluster, one typed function per kind, all of them here.
+//! Writes: everything that the autoscaler changes in the cluster, one typed function per kind, all of them here but the Lease
+//! (`lease`) and what the last one does on its way out (`farewell`).
 //!
 //! Only a leader writes; every write has a time limit and is counted by how it ended. No write is repeated here: the
 //! caller looks at the cluster again and decides anew. Fields are owned under the managers of [`crds::names`].
@@ -81,6 +82,15 @@ impl Error {
         match self {
             Self::Timeout(_) => true,
             Self::Failed(..) => self.status().is_none_or(|status| status.code >= 500),
+            Self::NotLeader(_) | Self::Conflict(..) | Self::Gone(_) => false,
+        }
+    }
+
+    /// Whether the same may succeed a little later: the API server is away, or busy.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Timeout(_) => true,
+            Self::Failed(..) => self.refusal().is_none(),
             Self::NotLeader(_) | Self::Conflict(..) | Self::Gone(_) => false,
         }
     }
@@ -382,7 +392,7 @@ impl Cluster {
             .collect();
         let params = ListParams::default().labels(&selector.join(",")).limit(PODS_READ);
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
-        self.read("pods_read", api.list(&params))
+        answered("pods_read", api.list(&params))
             .await
             .map(|list| list.items)
     }
@@ -391,7 +401,7 @@ impl Cluster {
     pub(crate) async fn network_policies(&self, namespace: &str) -> Result<Vec<NetworkPolicy>, Error> {
         let api = Api::<NetworkPolicy>::namespaced(self.client.clone(), namespace);
         let params = ListParams::default();
-        self.read("policies_read", api.list(&params))
+        answered("policies_read", api.list(&params))
             .await
             .map(|list| list.items)
     }
@@ -479,7 +489,7 @@ impl Cluster {
         what: &'static str,
         request: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, Error> {
-        let result = self.read(what, request).await;
+        let result = answered(what, request).await;
         let label = match &result {
             Ok(_) => "ok",
             Err(Error::Timeout(_)) => "timed_out",
@@ -490,21 +500,19 @@ impl Cluster {
         self.writes.with_label_values(&[what, label]).inc();
         result
     }
+}
 
-    async fn read<T>(
-        &self,
-        what: &'static str,
-        request: impl Future<Output = Result<T, kube::Error>>,
-    ) -> Result<T, Error> {
-        match tokio::time::timeout(LIMIT, request).await {
-            Err(_) => Err(Error::Timeout(what)),
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(Error::Gone(what)),
-            Ok(Err(kube::Error::Api(status))) if is_stale(&status) => {
-                Err(Error::Conflict(what, status.message))
-            }
-            Ok(Err(error)) => Err(failed(what, error)),
-        }
+/// What the API server answers within the limit.
+async fn answered<T>(
+    what: &'static str,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(LIMIT, request).await {
+        Err(_) => Err(Error::Timeout(what)),
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(Error::Gone(what)),
+        Ok(Err(kube::Error::Api(status))) if is_stale(&status) => Err(Error::Conflict(what, status.message)),
+        Ok(Err(error)) => Err(failed(what, error)),
     }
 }
 

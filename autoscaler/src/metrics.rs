@@ -1,4 +1,5 @@
-//! Every metric of the autoscaler. Label sets are closed: reasons and results come from enums, never from users.
+//! The metrics of the autoscaler, but for those of calls to others, which are in `cluster` and `rollout::outside`. Label sets are
+//! closed: reasons and results come from enums, never from users.
 
 use std::sync::Arc;
 

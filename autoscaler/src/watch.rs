@@ -1,4 +1,4 @@
-//! Reads: every object the control plane looks at, as a plain index that watch events are applied to.
+//! Reads: every object the control plane looks at but Rollouts and Revisions, as a plain index that watch events are applied to.
 //!
 //! One watch per kind; objects are cut down to what is needed as they arrive. `apply`, `delete` and `reset` are
 //! synchronous, so that tests hand in typed objects and no server is needed. Readers get shared copies under a short lock,

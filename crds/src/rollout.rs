@@ -47,7 +47,9 @@ pub use strategy::{
     printcolumn = r#"{"name":"Evidence","type":"string","jsonPath":".status.evidence.text","priority":1}"#,
     printcolumn = r#"{"name":"Step-Age","type":"date","jsonPath":".status.step.startedAt","priority":1}"#,
     printcolumn = r#"{"name":"Why","type":"string","jsonPath":".status.why","priority":1}"#,
-    doc = "How new revisions of a Service's workload are let in by evidence, and taken out by it."
+    doc = "How new revisions of a Service's workload are let in by evidence, and taken out by it.",
+    validation = Rule::new("self.spec.targetRef == oldSelf.spec.targetRef && self.spec.serviceRef == oldSelf.spec.serviceRef")
+        .message("targetRef and serviceRef never change: delete this Rollout, which gives everything back, and create another")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RolloutSpec {
@@ -213,7 +215,8 @@ impl Default for RevisionsSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConfigSpec {
-    /// ConfigMaps that the template refers to. The annotation `dormouse.dev/rollout-config` on one overrules it.
+    /// ConfigMaps that the template refers to. The annotation `dormouse.dev/rollout-config` on one overrules it,
+    /// unless it is `Ignore`.
     pub config_maps: ConfigPolicy,
     /// Secrets that the template refers to. To read them takes a permission that is not granted by default.
     pub secrets: ConfigPolicy,

@@ -15,10 +15,10 @@ use kube::{Api, Client};
 use prometheus::IntCounterVec;
 use serde_json::json;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::LIMIT;
+use super::{Error, answered};
 use crate::lease::Term;
 
 /// Notices that may wait: a start-up of 1,000 Services with one each fits.
@@ -174,27 +174,22 @@ impl EventWriter {
         }
     }
 
-    async fn create(&mut self, notice: Notice) -> Result<(), String> {
+    async fn create(&mut self, notice: Notice) -> Result<(), Error> {
         let event = event(&notice, &self.name);
         let api = Api::<Event>::namespaced(self.client.clone(), &notice.subject.namespace);
         let mut again = AGAIN.into_iter();
         let mut may_be_there = false;
         loop {
-            let result = timeout(LIMIT, api.create(&PostParams::default(), &event)).await;
-            let refused = match &result {
-                Ok(Ok(_)) => break,
-                Ok(Err(kube::Error::Api(status))) => Some(status.code),
-                Ok(Err(_)) | Err(_) => None,
+            let error = match answered("event_create", api.create(&PostParams::default(), &event)).await {
+                Ok(_) => break,
+                // An earlier try has arrived after all: nobody else's has this name.
+                Err(Error::Conflict(..)) if may_be_there => break,
+                Err(error) => error,
             };
-            // An earlier try has arrived after all: nobody else's has this name.
-            if refused == Some(409) && may_be_there {
-                break;
-            }
             may_be_there = true;
-            let is_final = refused.is_some_and(|code| (400..500).contains(&code) && code != 429);
-            match again.next().filter(|_| !is_final) {
+            match again.next().filter(|_| error.may_pass()) {
                 Some(wait) => tokio::time::sleep(wait).await,
-                None => return done(result),
+                None => return Err(error),
             }
             self.results.with_label_values(&["retried"]).inc();
         }
@@ -246,22 +241,17 @@ fn event(notice: &Notice, instance: &str) -> Event {
     }
 }
 
-async fn repeat(client: &Client, notice: &Notice, known: &Known) -> Result<(), String> {
+async fn repeat(client: &Client, notice: &Notice, known: &Known) -> Result<(), Error> {
     let series = EventSeries {
         count: known.count,
         last_observed_time: MicroTime(Timestamp::now()),
     };
     let api = Api::<Event>::namespaced(client.clone(), &notice.subject.namespace);
     let patch = Patch::Merge(json!({ "series": series }));
-    done(timeout(LIMIT, api.patch(&known.name, &PatchParams::default(), &patch)).await)
-}
-
-fn done<T>(result: Result<Result<T, kube::Error>, tokio::time::error::Elapsed>) -> Result<(), String> {
-    match result {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("no answer in time".to_owned()),
-    }
+    let params = PatchParams::default();
+    answered("event_repeat", api.patch(&known.name, &params, &patch))
+        .await
+        .map(drop)
 }
 
 /// Cuts a text at a character's edge.

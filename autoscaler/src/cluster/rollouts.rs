@@ -9,7 +9,7 @@ use kube::api::PostParams;
 use kube::{Api, Resource};
 use serde_json::{Value, json};
 
-use super::{Cluster, Error, JSON, MERGE};
+use super::{Cluster, Error, JSON, MERGE, answered};
 use crate::state::RouteKey;
 
 impl Cluster {
@@ -90,13 +90,8 @@ impl Cluster {
 
     /// A Deployment with all its fields, those included that this version does not know.
     pub(crate) async fn read_deployment(&self, namespace: &str, name: &str) -> Result<Value, Error> {
-        let what = "deployment_read";
-        let path = deployment_path(namespace, name);
-        let request = http::Request::get(path)
-            .header(http::header::ACCEPT, "application/json")
-            .body(Vec::new())
-            .map_err(|error| unbuilt(what, error))?;
-        self.read(what, self.client.request::<Value>(request)).await
+        self.get("deployment_read", deployment_path(namespace, name))
+            .await
     }
 
     /// A ConfigMap or Secret, by the name that paths give its kind; `None`: there is none.
@@ -106,12 +101,8 @@ impl Cluster {
         namespace: &str,
         name: &str,
     ) -> Result<Option<Value>, Error> {
-        let what = "config_read";
-        let request = http::Request::get(format!("{}/{name}", config_path(plural, namespace)))
-            .header(http::header::ACCEPT, "application/json")
-            .body(Vec::new())
-            .map_err(|error| unbuilt(what, error))?;
-        match self.read(what, self.client.request::<Value>(request)).await {
+        let path = format!("{}/{name}", config_path(plural, namespace));
+        match self.get("config_read", path).await {
             Ok(object) => Ok(Some(object)),
             Err(Error::Gone(_)) => Ok(None),
             Err(error) => Err(error),
@@ -177,7 +168,7 @@ impl Cluster {
         key: &str,
     ) -> Result<Option<String>, Error> {
         let api = Api::<Secret>::namespaced(self.client.clone(), namespace);
-        let secret = self.read("secret_read", api.get(name)).await?;
+        let secret = answered("secret_read", api.get(name)).await?;
         let value = secret.data.and_then(|mut data| data.remove(key));
         let text = value.and_then(|value| String::from_utf8(value.0).ok());
         Ok(text.map(|text| text.trim().to_owned()))
@@ -237,6 +228,15 @@ impl Cluster {
         self.patch::<Value>("restart", &path, AUTOSCALER_MANAGER, MERGE, &body)
             .await
             .map(drop)
+    }
+
+    /// An object with all its fields, whatever this version knows of them.
+    async fn get(&self, what: &'static str, path: String) -> Result<Value, Error> {
+        let request = http::Request::get(path)
+            .header(http::header::ACCEPT, "application/json")
+            .body(Vec::new())
+            .map_err(|error| unbuilt(what, error))?;
+        answered(what, self.client.request::<Value>(request)).await
     }
 
     async fn create<K>(&self, what: &'static str, api: &Api<K>, object: &K) -> Result<(), Error>

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_template_is_put_back_three_times_and_then_left_for_a_while() {
+    fn a_template_is_put_back_twice_and_then_left_for_a_while() {
         let mut shell = Shell::default();
         let target = |replicas| WorkloadFacts {
             replicas,

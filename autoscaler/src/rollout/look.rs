@@ -255,13 +255,13 @@ impl<A: Activators> Rollouts<A> {
         if old == new || !(matters || due) {
             return Ok(rollout);
         }
-        let wanted = Rollout {
-            status: Some(new.clone()),
-            ..rollout.as_ref().clone()
-        };
+        let mut wanted = Rollout::clone(&rollout);
+        wanted.status = Some(new);
         let written = self.cluster.write_rollout_status(&wanted).await;
         match &written {
-            Err(error) if error.may_have_happened() => unit.untold = Some((new, decision.clone())),
+            Err(error) if error.may_have_happened() => {
+                unit.untold = wanted.status.map(|status| (status, decision.clone()));
+            }
             Err(_) => {}
             // It would have been refused if an earlier one had been stored.
             Ok(_) => unit.untold = None,

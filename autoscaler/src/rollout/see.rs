@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crds::annotation::Parsed;
+use crds::revision::ConfigDigest;
 use crds::rollout::RolloutStatus;
 use crds::{Revision, Rollout, RolloutSpec, Route, Settings};
 use serde_json::Value;
@@ -20,10 +21,13 @@ use crate::watch::slim::WorkloadFacts;
 
 /// The user's Deployment.
 pub(super) struct Target {
+    uid: String,
     generation: i64,
     pub(super) object: Value,
-    /// `None`: its configuration is not known.
-    pub(super) cut: Option<Cut>,
+    /// The revision that its template is; `None`: its configuration is not known.
+    cut: Option<Cut>,
+    /// It has been read since it was cut.
+    uncut: bool,
     since: Instant,
     /// It was the first that this process saw: it may have rested for long.
     first: bool,
@@ -35,8 +39,21 @@ impl Target {
         self.cut.as_ref().is_some_and(|cut| cut.name == revision)
     }
 
-    /// The template, with its configuration, is this revision now.
-    fn becomes(&mut self, cut: Cut, now: Instant) {
+    /// Whether this is still what is there.
+    fn is_newest(&self, there: &WorkloadFacts) -> bool {
+        self.uid == there.uid && self.generation >= there.generation
+    }
+
+    /// Cuts the template with this configuration, unless that is what was cut last.
+    fn cut(&mut self, configs: &[ConfigDigest], now: Instant) {
+        let same = |cut: &Cut| cut.configs == configs;
+        if !self.uncut && self.cut.as_ref().is_some_and(same) {
+            return;
+        }
+        self.uncut = false;
+        let name = self.object.pointer("/metadata/name").and_then(Value::as_str);
+        let template = self.object.pointer("/spec/template").unwrap_or(&Value::Null);
+        let cut = revision::cut(name.unwrap_or_default(), template, configs);
         if self.cut.as_ref() == Some(&cut) {
             return;
         }
@@ -104,12 +121,7 @@ impl<A: Activators> Rollouts<A> {
             unit.configs
                 .look(&self.cluster, &key.namespace, asked.configs, now);
             if let (Some(target), Some(entries)) = (&mut unit.target, unit.configs.entries(asked.configs)) {
-                let template = target
-                    .object
-                    .pointer("/spec/template")
-                    .cloned()
-                    .unwrap_or_default();
-                target.becomes(revision::cut(&target_name, &template, &entries), now);
+                target.cut(&entries, now);
             }
         }
         let releasing = self.is_releasing(rollout, annotated.as_ref());
@@ -150,7 +162,7 @@ impl<A: Activators> Rollouts<A> {
         rollout.metadata.deletion_timestamp.is_some() || !opted || *self.release_all.borrow()
     }
 
-    /// Reads the user's Deployment in full when it has changed.
+    /// Reads the user's Deployment in full when it has changed, or is another.
     async fn read_target(
         &self,
         unit: &mut Unit,
@@ -159,26 +171,25 @@ impl<A: Activators> Rollouts<A> {
         now: Instant,
     ) -> Result<(), Error> {
         let name = &target.workload.name;
-        if unit
-            .target
-            .as_ref()
-            .is_some_and(|known| known.generation >= target.generation)
-        {
+        if unit.target.as_ref().is_some_and(|known| known.is_newest(target)) {
             return Ok(());
         }
         let object = self.cluster.read_deployment(&key.namespace, name).await?;
         let template = object.pointer("/spec/template");
         unit.configs
             .refer(template.map(config::references).unwrap_or_default(), now);
+        let uid = object.pointer("/metadata/uid").and_then(Value::as_str);
         let generation = object.pointer("/metadata/generation").and_then(Value::as_i64);
         let known = unit.target.take();
         unit.target = Some(Target {
+            uid: uid.unwrap_or(&target.uid).to_owned(),
             generation: generation.unwrap_or(target.generation),
             object,
             since: known.as_ref().map_or(now, |known| known.since),
             first: known.as_ref().is_none_or(|known| known.first),
             // Until the configuration is known, it is the revision that it was.
             cut: known.and_then(|known| known.cut),
+            uncut: true,
         });
         Ok(())
     }

@@ -246,6 +246,21 @@ async fn a_rollout_that_is_deleted_gives_the_deployment_back_with_what_is_stable
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deployment_that_is_made_anew_is_read_anew() {
+    let world = World::start().await;
+    world.rolled_out(1, by_time()).await;
+    let first = world.idle().await.stable_revision;
+    world.set_image("y").await;
+    let stable = |status: &RolloutStatus| status.phase == Phase::Idle && status.stable_revision != first;
+    world.until_status("the next is stable", stable).await;
+    // Its generation begins at one again.
+    world.delete::<Deployment>().await;
+    world.deploy("web", 1).await;
+    let back = |status: &RolloutStatus| status.phase == Phase::Idle && status.stable_revision == first;
+    world.until_status("what it says now is stable", back).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rollout_whose_service_and_deployment_are_deleted_takes_its_pools_along() {
     let world = World::start().await;
     world.rolled_out(2, by_evidence()).await;

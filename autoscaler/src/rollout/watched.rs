@@ -1,6 +1,7 @@
 //! Rollouts and Revisions as the cluster shows them. Kept apart from the index: where their definitions are not installed,
 //! or may not be read, everything else goes on.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::facts::service_of;
 use crate::state::RouteKey;
 
 /// Wait after a watch that failed: these kinds may not be installed, and then there is nothing to hurry for.
@@ -180,22 +182,15 @@ impl Objects {
         self.by_service().into_keys().collect()
     }
 
-    /// The Rollout of each Service: of several the oldest, and of those of one age the first by name.
+    /// The Rollout of each Service: of several the one that comes first.
     pub(super) fn by_service(&self) -> BTreeMap<RouteKey, Arc<Rollout>> {
         let tables = self.tables.read();
         let mut found: BTreeMap<RouteKey, Arc<Rollout>> = BTreeMap::new();
-        let age = |rollout: &Rollout| {
-            let created = rollout.metadata.creation_timestamp.as_ref().map(|time| time.0);
-            (created, rollout.name_any())
-        };
-        for (key, rollout) in &tables.rollouts {
-            let service = RouteKey {
-                namespace: key.namespace.clone(),
-                name: rollout.spec.service_ref.name.clone(),
-            };
-            match found.get(&service) {
-                Some(other) if age(other) <= age(rollout) => {}
-                _ => _ = found.insert(service, Arc::clone(rollout)),
+        for rollout in tables.rollouts.values() {
+            match found.entry(service_of(rollout)) {
+                Entry::Occupied(other) if turn(other.get()) <= turn(rollout) => {}
+                Entry::Occupied(mut other) => _ = other.insert(Arc::clone(rollout)),
+                Entry::Vacant(place) => _ = place.insert(Arc::clone(rollout)),
             }
         }
         found
@@ -203,11 +198,19 @@ impl Objects {
 
     /// The Rollout of this Service that comes first, if it is another one than that with this uid.
     pub(super) fn another_has(&self, service: &RouteKey, uid: Option<&str>) -> Option<Arc<Rollout>> {
-        let first = self.by_service().remove(service)?;
-        (first.metadata.uid.as_deref() != uid).then_some(first)
+        let tables = self.tables.read();
+        let those = tables
+            .rollouts
+            .iter()
+            .filter(|(key, rollout)| {
+                key.namespace == service.namespace && rollout.spec.service_ref.name == service.name
+            })
+            .map(|(_, rollout)| rollout);
+        let first = those.min_by_key(|rollout| turn(rollout))?;
+        (first.metadata.uid.as_deref() != uid).then(|| Arc::clone(first))
     }
 
-    /// The Rollout of a Deployment: the one that has begun, else the oldest, and of those of one age the first by name.
+    /// The Rollout of a Deployment: the one that has begun, else the one that comes first.
     pub(super) fn of_target(&self, namespace: &str, target: &str) -> Option<Arc<Rollout>> {
         let tables = self.tables.read();
         let those = tables
@@ -221,8 +224,7 @@ impl Objects {
                     .status
                     .as_ref()
                     .is_some_and(crds::rollout::RolloutStatus::has_begun);
-                let created = rollout.metadata.creation_timestamp.as_ref().map(|time| time.0);
-                (!begun, created, rollout.name_any())
+                (!begun, turn(rollout))
             })
             .cloned()
     }
@@ -238,6 +240,13 @@ impl Objects {
             .map(|(key, revision)| (key.name.clone(), Arc::clone(revision)))
             .collect()
     }
+}
+
+/// Of several that want the same, the oldest comes first, and of those of one age the first by name.
+fn turn(rollout: &Rollout) -> (Option<jiff::Timestamp>, &str) {
+    let metadata = &rollout.metadata;
+    let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
+    (created, metadata.name.as_deref().unwrap_or_default())
 }
 
 fn not_there(error: &watcher::Error) -> bool {

@@ -2,12 +2,12 @@
 
 Each Service has a Rollout, a revision that fails or not, and a client of its own:
 
-    ladder      A1, A3   adopted under traffic, then let in by 20, 40, 60, 80 %, as Flagger would
-    sequential  A6, A12  a ninth of its answers are bad: taken out by evidence; let in by `retry` once its cause is mended
-    threshold   A6       the same release, judged by five failed checks: what that costs
-    holding     A8       no traffic, evidence: it waits, and says for what
-    quiet       A8       no traffic, five failed checks: taken out
-    mirrored    A10      mirrored requests first, then 60 %
+    ladder      adopted under traffic, then let in by 20, 40, 60, 80 %, as Flagger would
+    sequential  a ninth of its answers are bad: taken out by evidence; let in by `retry` once its cause is mended
+    threshold   the same release, judged by five failed checks: what that costs
+    holding     no traffic, evidence: it waits, and says for what
+    quiet       no traffic, five failed checks: taken out
+    mirrored    mirrored requests first, then 60 %
 
 and on the way: who may not read the Secret of its alerts says how that is granted, and tells once it may.
 """
@@ -27,7 +27,7 @@ import manifests
 from kube import Failed, Rollouts, Space, ensure
 from traffic import Receiver, Traffic, answers, failed, of
 
-# Seconds between two looks of Flagger's rule, which its users set to 30 (A3). Scaled, so that six of them fit.
+# Seconds between two looks of Flagger's rule, which its users set to 30. Scaled, so that six of them fit.
 LADDER_INTERVAL, BAD_INTERVAL, QUIET_INTERVAL, USUAL_INTERVAL = 6, 8, 2, 30
 CHECKS = 5
 LADDER = {"linear": {"step": 20, "max": 70}}
@@ -120,7 +120,7 @@ class Acceptance:
         status = self.space.get("deployment", deployment)
         return max(status["spec"].get("replicas", 1), status["status"].get("replicas", 0))
 
-    # --- A1 -----------------------------------------------------------------------------------------------------------
+    # --- adoption -----------------------------------------------------------------------------------------------------
 
     def begin(self):
         """Everything is deployed; `ladder` without Dormouse, as what has been there for years."""
@@ -139,7 +139,7 @@ class Acceptance:
         self.space.kubectl("rollout", "status", "deployment/ladder", "--timeout=60s")
 
     def first_release(self):
-        """A1: adopted without analysis, and nobody notices."""
+        """Adopted without analysis, and nobody notices."""
         traffic, begun = self.ask("ladder"), time.monotonic()
         time.sleep(1)
         judged = manifests.threshold(LADDER_INTERVAL, CHECKS)
@@ -160,13 +160,25 @@ class Acceptance:
         own = of(seen, stable)
         for name in ("sequential", "threshold", "holding", "quiet", "mirrored"):
             self.rollouts.wait_adopted(name)
+        self.cannot_be_moved("ladder")
         counts = f"{len(seen)} requests, none failed, {len(own)} by its pool"
-        return f"A1: adopted in {took:.1f} s, no analysis, {told[0]}; {counts}"
+        return f"adopted in {took:.1f} s, no analysis, {told[0]}; {counts}"
 
-    # --- A3 -----------------------------------------------------------------------------------------------------------
+    def cannot_be_moved(self, name):
+        """To another Deployment or Service: half of it would stay behind. The API server says what to do."""
+        for field in ("targetRef", "serviceRef"):
+            patch = json.dumps({"spec": {field: {"name": "another"}}})
+            try:
+                self.space.kubectl("patch", "rollout", name, "--type=merge", "-p", patch)
+            except Failed as refused:
+                ensure("never change" in str(refused), f"{field}: {refused}")
+            else:
+                raise Failed(f"{field} of {name} could be changed")
+
+    # --- the ladder ---------------------------------------------------------------------------------------------------
 
     def ladder(self):
-        """A3: 20, 40, 60, 80 %, everything."""
+        """20, 40, 60, 80 %, everything."""
         begun, before = time.monotonic(), self.rollouts.seen("ladder")[-1][1]["stableRevision"]
         self.space.kubectl("set", "image", "deployment/ladder", f"podinfo={self.image}-again")
         going = self.rollouts.wait("ladder", "a candidate", 30, lambda status: status.get("candidateRevision"))
@@ -180,9 +192,9 @@ class Acceptance:
         bad = [answer for answer in self.traffic["ladder"].between(begun) if answer.status != 200]
         ensure(not bad, f"{len(bad)} requests failed: {bad[:3]}")
         ensure(status["history"] == [before], status)
-        return f"A3: {', '.join(mix)}; then everything, promoted after {time.monotonic() - begun:.0f} s, no request failed"
+        return f"{', '.join(mix)}; then everything, promoted after {time.monotonic() - begun:.0f} s, no request failed"
 
-    # --- A6, A12 ------------------------------------------------------------------------------------------------------
+    # --- bad releases -------------------------------------------------------------------------------------------------
 
     def bad_release(self, name, limit):
         """Releases what fails a ninth; returns the status, what failed, and how long it took from its first share on."""
@@ -201,7 +213,7 @@ class Acceptance:
         return status, bad, out - spans[0][1] if spans else 0.0
 
     def partly_bad(self):
-        """A6 by evidence, then A12."""
+        """A bad one by evidence, then `retry`."""
         status, bad, took = self.bad_release("sequential", 60)
         attempt = status["attempt"]
         ensure("evidence" in attempt["why"], attempt)
@@ -220,11 +232,11 @@ class Acceptance:
         ensure(not since, f"{len(since)} requests failed after the retry: {since[:3]}")
         counts = f"{evidence['bad'][1]} of {evidence['requests'][1]} of the candidate's by the status"
         took_again = time.monotonic() - begun
-        retried = f"A12: {answer!r}: {again['stableRevision']} promoted after {took_again:.0f} s, no request failed"
+        retried = f"retry: {answer!r}: {again['stableRevision']} promoted after {took_again:.0f} s, no request failed"
         return len(bad), f"evidence: {len(bad)} failed ({counts}) in {took:.1f} s", retried, alert[0]
 
     def by_threshold(self):
-        """A6 by five failed checks."""
+        """The same by five failed checks."""
         status, bad, took = self.bad_release("threshold", 6 * BAD_INTERVAL + 45)
         ensure(status["attempt"]["ticks"]["failedChecks"] == CHECKS, status)
         # The first look is an interval after the first share, and the one after the last failure takes it out.
@@ -232,10 +244,10 @@ class Acceptance:
         ensure(abs(len(bad) - mean) < DEVIATIONS * math.sqrt(mean), f"{len(bad)} failed, {mean:.0f} are to be expected")
         return len(bad), f"{CHECKS} failed checks, {BAD_INTERVAL} s apart: {len(bad)} failed in {took:.1f} s"
 
-    # --- A8 -----------------------------------------------------------------------------------------------------------
+    # --- no traffic ---------------------------------------------------------------------------------------------------
 
     def no_traffic(self):
-        """A8: without a request evidence holds, and a threshold takes it for failure."""
+        """Without a request evidence holds, and a threshold takes it for failure."""
         stable = self.rollouts.seen("quiet")[-1][1]["stableRevision"]
         for name in ("holding", "quiet"):
             self.release(name, "PODINFO_UI_MESSAGE=second")
@@ -248,12 +260,12 @@ class Acceptance:
         ensure(status.get("weight") == "5%" and status["candidateRevision"] == holding["candidateRevision"], status)
         ensure("more good ones let it in" in status["why"], status)
         held = f"evidence holds as long: {status['phase']}, {status['why']!r}"
-        return f"A8: {CHECKS} failed checks take it out, {measured['why']!r}; {held}"
+        return f"no traffic: {CHECKS} failed checks take it out, {measured['why']!r}; {held}"
 
-    # --- A10 ----------------------------------------------------------------------------------------------------------
+    # --- mirroring ----------------------------------------------------------------------------------------------------
 
     def mirrored(self):
-        """A10: the candidate is seen by nobody while it answers copies; then it has 60 %."""
+        """The candidate is seen by nobody while it answers copies; then it has 60 %."""
         begun = time.monotonic()
         self.release("mirrored", "PODINFO_UI_MESSAGE=second")
         self.rollouts.wait("mirrored", "mirrored requests", 60, lambda status: status["phase"] == "Mirroring")
@@ -272,7 +284,7 @@ class Acceptance:
         bad = [answer for answer in traffic.between(begun) if answer.status != 200]
         ensure(not bad, f"{len(bad)} requests failed: {bad[:3]}")
         hidden = f"{copies} copies answered, by podinfo's metrics, none of {len(before)} requests of users"
-        return f"A10: {hidden}; then {mix[0]}; promoted"
+        return f"mirrored: {hidden}; then {mix[0]}; promoted"
 
     def answered(self, revision):
         """How many requests of users a revision's pods have answered, by podinfo's own metrics."""
@@ -352,9 +364,9 @@ class Acceptance:
 
 
 def compare(cost, evidence, usual, checks):
-    """A6's claim. Between looks twice as far apart twice as many fail, while evidence counts requests and no time."""
+    """What fixed checks cost beside evidence. Between looks twice as far apart twice as many fail, while evidence counts requests and no time."""
     here, as_usual = (factor * usual / max(cost, 1) for factor in (1, USUAL_INTERVAL / BAD_INTERVAL))
-    told = f"A6: {evidence}; {checks}: {here:.0f} times as many, {as_usual:.0f} times at {USUAL_INTERVAL} s"
+    told = f"a ninth bad: {evidence}; {checks}: {here:.0f} times as many, {as_usual:.0f} times at {USUAL_INTERVAL} s"
     ensure(cost <= MOST_BAD and as_usual >= 10, told)
     return told
 
