@@ -9,6 +9,7 @@
 //! | [`changes`] | objects as they change |
 //! | [`import`] | other people's manifests as ours |
 //! | [`hello`] | the application of the examples and tests |
+//! | [`duration`] | durations as people write them |
 //! | [`output`], [`failure`] | tables, JSON, YAML; how a command ends |
 
 mod args;

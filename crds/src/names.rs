@@ -60,7 +60,7 @@ pub const LAST_GOOD_ANNOTATION: &str = "dormouse.dev/last-good";
 pub const RELEASE_ALL_ANNOTATION: &str = "dormouse.dev/release-all";
 
 /// Annotation on a ConfigMap or Secret that a rolled-out workload's template refers to: `Ignore`, `Digest` or `Snapshot`, in
-/// place of what the Rollout's `spec.config` says. `Ignore` is for applications that read their configuration again by
+/// place of what the Rollout's `spec.config` says, unless that is `Ignore` for the kind. `Ignore` is for applications that read their configuration again by
 /// themselves: a change of it is then no new revision.
 pub const CONFIG_POLICY_ANNOTATION: &str = "dormouse.dev/rollout-config";
 

@@ -455,7 +455,7 @@ pub static TABLE: &[Key] = &[
         Kind::Text { grammar: "a name: lower-case letters, digits and `-`, at most 63", set: text::group },
         "(none)",
         "Services of one group, in one Namespace, sleep and wake together: a request to one wakes all, and none sleeps until \
-         all may. A Deployment without a Service (a worker) may have this and `scale-to-zero` itself.",
+         all may. A Deployment or StatefulSet without a Service (a worker) may have this and `scale-to-zero` itself.",
     ),
     key(
         "depends-on",

@@ -23,7 +23,7 @@ fn main() -> std::io::Result<()> {
         .nth(1)
         .and_then(|runs| runs.parse().ok())
         .unwrap_or(1_000);
-    let mut page = String::from(HEAD);
+    let mut page = head(runs);
     bounds(&mut page);
     table(&mut page, runs);
     page.push_str(&std::fs::read_to_string(NOTES)?);
@@ -31,9 +31,13 @@ fn main() -> std::io::Result<()> {
     std::fs::write(path, page)
 }
 
-const HEAD: &str = "# How often a rollout is wrong\n\n\
-    Made by `cargo run --release -p dormouse-core --example evidence-report`, seeded: do not edit. Every request is simulated,\n\
-    and every decision is taken by the code that ships.\n\n";
+fn head(runs: u64) -> String {
+    format!(
+        "# How often a rollout is wrong\n\n\
+         Made by `cargo run --release -p dormouse-core --example evidence-report -- {runs}`, seeded: do not edit. Every request\n\
+         is simulated, and every decision is taken by the code that ships.\n\n"
+    )
+}
 
 /// What a person has to say about the figures.
 const NOTES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/evidence-report/notes.md");
