@@ -237,13 +237,13 @@ fn check(request: &Request<Upload>) -> Result<(), Reject> {
         ));
     }
     let hosts = request.headers().get_all(http::header::HOST).iter().count();
-    // RFC 9112 §3.2: none or two of them make the request ambiguous.
-    if request.version() == Version::HTTP_11 && hosts != 1 {
-        return Err(Reject::BadRequest(
-            "an HTTP/1.1 request needs exactly one Host field",
-        ));
+    // RFC 9112 §3.2: none or two of them make the request ambiguous. HTTP/2 needs none, and two of it would be two for a pod
+    // of HTTP/1.1.
+    match (hosts, request.version()) {
+        (0, Version::HTTP_11) => Err(Reject::BadRequest("an HTTP/1.1 request needs a Host field")),
+        (0 | 1, _) => Ok(()),
+        _ => Err(Reject::BadRequest("Host twice")),
     }
-    Ok(())
 }
 
 /// Steps 2 to 4, repeated while the request can be sent again.

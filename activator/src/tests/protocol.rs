@@ -226,6 +226,41 @@ async fn requests_that_nobody_should_see_are_refused() {
 }
 
 #[tokio::test]
+async fn http2_may_have_a_host_field_but_never_two() {
+    let (mut fixture, witness) = (Fixture::new().await, FakePod::new().await);
+    fixture.publish(&[&witness]);
+    // Without an address in its target it has no `:authority`.
+    for (target, hosts, wanted) in [
+        ("/headers", &[][..], Some("host: localhost\n")),
+        ("/headers", &["a"], Some("host: a\n")),
+        ("http://web/headers", &["web"], Some("host: web\n")),
+        ("/headers", &["a", "b"], None),
+        ("/headers", &["a", "a"], None),
+        ("http://web/headers", &["web", "b"], None),
+    ] {
+        let mut request = Request::get(target);
+        for host in hosts {
+            request = request.header("host", *host);
+        }
+        let request = request.body(Full::default()).expect("a request");
+        let mut sender = h2(fixture.listen).await;
+        let response = sender.send_request(request).await.expect("an answer");
+        let status = response.status();
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        let body = String::from_utf8_lossy(&body);
+        match wanted {
+            Some(wanted) => assert!(body.contains(wanted), "{target} {hosts:?}: {body}"),
+            None => assert_eq!(
+                (status.as_u16(), &*body),
+                (400, "Host twice\n"),
+                "{target} {hosts:?}"
+            ),
+        }
+    }
+    assert_eq!(witness.requests(), 3);
+}
+
+#[tokio::test]
 async fn a_client_that_dawdles_over_its_head_is_cut_off() {
     let fixture = Fixture::with(
         |args| args.header_timeout = Duration::from_millis(100),
