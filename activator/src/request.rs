@@ -165,7 +165,7 @@ async fn serve(connection: Arc<Connection>, mut request: Box<Request<Upload>>) -
     usage.enrol(ticket);
 
     // What the client reads a refusal as, and what its upgrade hangs on, before the request moves on.
-    let client = Client::of(&mut request, is_h2);
+    let client = Client::of(&mut request);
     let activity = target.timeouts.stream_idle.map(|_| Activity::new());
     let call = Call {
         connection: &connection,
@@ -221,10 +221,11 @@ struct Client {
 }
 
 impl Client {
-    fn of(request: &mut Request<Upload>, is_h2: bool) -> Self {
+    fn of(request: &mut Request<Upload>) -> Self {
         let reader = Reader::of(request.headers());
-        let upgrade =
-            (!is_h2 && headers::is_upgrade(request.headers())).then(|| hyper::upgrade::on(&mut *request));
+        // RFC 9110 §7.8: in HTTP/1.0 it is to be ignored; HTTP/2 has none.
+        let is_upgrade = request.version() == Version::HTTP_11 && headers::is_upgrade(request.headers());
+        let upgrade = is_upgrade.then(|| hyper::upgrade::on(&mut *request));
         Self { reader, upgrade }
     }
 }

@@ -205,7 +205,8 @@ impl Strict {
             }
             head.is_chunked = true;
         } else if name.eq_ignore_ascii_case(b"upgrade") {
-            head.upgrades = true;
+            // RFC 9110 §7.8: HTTP/1.0 has no upgrades, so the next request may follow at once.
+            head.upgrades = !head.is_1_0;
         }
         Ok(())
     }
@@ -392,6 +393,7 @@ mod tests {
         "POST / HTTP/1.1\r\nhost: web\r\ntransfer-encoding: Chunked\r\n\r\n5;a=b\r\n\r\n\r\n\n\r\n0\r\nx: y\r\n\r\n\
          GET / HTTP/1.1\r\nhost: web\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: web\r\nx: caf\u{e9}\r\n\r\n",
+        "GET / HTTP/1.0\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nGET / HTTP/1.0\r\n\r\n",
     ];
 
     fn whole(bytes: &[u8]) -> Result<State, (usize, Fault)> {

@@ -438,6 +438,11 @@ async fn what_has_one_reading_reaches_the_pod_with_that_meaning() {
             format!("GET /\nhost: web\n{f}\n\n"),
         ),
         (
+            "Upgrade in HTTP/1.0",
+            format!("GET / HTTP/1.0\r\n{H}connection: upgrade\r\nupgrade: x\r\n\r\n"),
+            format!("GET /\nhost: web\n{f}\n\n"),
+        ),
+        (
             "a body of length 0",
             get("POST / HTTP/1.1", "host: web\r\ncontent-length: 0\r\n"),
             format!("POST /\ncontent-length: 0\nhost: web\n{f}\n\n"),
