@@ -69,6 +69,13 @@ pub(crate) struct Call<'a> {
     pub(crate) started: Duration,
 }
 
+impl Call<'_> {
+    /// Whether a peer activator sends it. Whoever only claims to be one is none.
+    fn is_by_peer(&self) -> bool {
+        self.kind == Kind::Hop && self.connection.is_peer
+    }
+}
+
 /// What the tries of a request come to.
 pub(crate) struct Done {
     pub(crate) answer: Answer,
@@ -261,7 +268,8 @@ pub(crate) async fn attempt(
     let mut begun = None;
     let mut failed: Option<Arc<crate::pool::Endpoint>> = None;
     let (mut parts, body) = std::mem::take(&mut *request).into_parts();
-    let from = (call.counts != Counts::Hop).then_some(&call.connection.from);
+    // A peer has appended its client, and is none itself.
+    let from = (!call.is_by_peer()).then_some(&call.connection.from);
     headers::to_pod(&mut parts, from, call.h2c, is_upgrade, !body.is_empty());
     *request = Request::from_parts(parts, body);
     loop {
