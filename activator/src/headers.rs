@@ -86,13 +86,16 @@ pub(crate) fn to_pod(parts: &mut Parts, from: Option<&HeaderValue>, h2: bool, up
     let was_h2 = parts.version == Version::HTTP_2;
     let headers = &mut parts.headers;
     if headers.keys().any(is_hop_by_hop) {
-        // gRPC needs `te: trailers` to reach the pod; everything else in it is for this connection.
-        let trailers = headers
-            .get(TE)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
+        let trailers = wants_trailers(headers);
         strip(headers, upgrade);
-        if !trailers {
-            headers.remove(TE);
+        headers.remove(TE);
+        if trailers {
+            // gRPC needs it to reach the pod; everything else in it is for this connection.
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+            if !h2 {
+                // RFC 9110 §10.1.4: it is for the next connection, too, and HTTP/1.1 must say so.
+                headers.append(CONNECTION, HeaderValue::from_static("te"));
+            }
         }
         // A body of unknown length keeps its coding in HTTP/1.1, or a GET would lose its body.
         headers.remove(TRANSFER_ENCODING);
@@ -114,6 +117,16 @@ pub(crate) fn to_pod(parts: &mut Parts, from: Option<&HeaderValue>, h2: bool, up
         }
         to_h1(parts);
     }
+}
+
+/// Whether a client reads trailers: whether they are among what its `TE` lists.
+fn wants_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
 /// Appends to `X-Forwarded-For`. Several fields become one, because many applications read only the first.
@@ -272,8 +285,86 @@ mod tests {
         );
         assert_eq!(parts.headers["host"], "web:80");
         assert_eq!(parts.headers["cookie"], "a=1; b=2");
-        assert_eq!(parts.headers["te"], "trailers");
+        assert_eq!(
+            (&parts.headers["te"], &parts.headers["connection"]),
+            (
+                &HeaderValue::from_static("trailers"),
+                &HeaderValue::from_static("te")
+            )
+        );
         assert_eq!(parts.headers["transfer-encoding"], "chunked");
+    }
+
+    #[test]
+    fn trailers_are_asked_for_on_every_connection_of_the_way() {
+        let asks = [("connection", "te"), ("te", "trailers")];
+        for (what, sent, upgrade, to_h1, to_h2) in [
+            (
+                "as it must be",
+                &[("connection", "TE"), ("te", "trailers")][..],
+                false,
+                &asks[..],
+                &asks[1..],
+            ),
+            ("unnamed", &[("te", "Trailers")], false, &asks, &asks[1..]),
+            (
+                "among others",
+                &[
+                    ("connection", "close, te"),
+                    ("te", "gzip;q=0.5"),
+                    ("te", "deflate, trailers"),
+                ],
+                false,
+                &asks,
+                &asks[1..],
+            ),
+            (
+                "not asked for",
+                &[("connection", "TE"), ("te", "gzip, x-trailers")],
+                false,
+                &[],
+                &[],
+            ),
+            (
+                "with an upgrade",
+                &[
+                    ("connection", "upgrade, TE"),
+                    ("te", "trailers"),
+                    ("upgrade", "x"),
+                ],
+                true,
+                &[
+                    ("connection", "upgrade"),
+                    ("connection", "te"),
+                    ("te", "trailers"),
+                    ("upgrade", "x"),
+                ],
+                // It never goes out in HTTP/2.
+                &[],
+            ),
+        ] {
+            for (h2, wanted) in [(false, to_h1), (true, to_h2)] {
+                if h2 && upgrade {
+                    continue;
+                }
+                let mut parts = head(Version::HTTP_11, "/", sent);
+                parts.headers.insert(HOST, HeaderValue::from_static("web"));
+                to_pod(&mut parts, None, h2, upgrade, false);
+                parts.headers.remove(HOST);
+                let wanted: Vec<_> = wanted
+                    .iter()
+                    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                    .collect();
+                let mut seen: Vec<_> = parts
+                    .headers
+                    .iter()
+                    .map(|(name, value)| (name.to_string(), value.to_str().expect("text").to_owned()))
+                    .collect();
+                // Stable: the values of a name stay in their order.
+                seen.sort_by(|one, other| one.0.cmp(&other.0));
+                assert_eq!(seen, wanted, "{what}, h2: {h2}");
+            }
+        }
     }
 
     #[test]

@@ -430,7 +430,12 @@ async fn what_has_one_reading_reaches_the_pod_with_that_meaning() {
         (
             "TE: trailers",
             get("GET / HTTP/1.1", "host: web\r\nte: trailers\r\n"),
-            format!("GET /\nhost: web\nte: trailers\n{f}\n\n"),
+            format!("GET /\nconnection: te\nhost: web\nte: trailers\n{f}\n\n"),
+        ),
+        (
+            "TE: trailers for this connection",
+            format!("GET / HTTP/1.1\r\n{H}connection: close, TE\r\nte: trailers\r\n\r\n"),
+            format!("GET /\nconnection: te\nhost: web\nte: trailers\n{f}\n\n"),
         ),
         (
             "Upgrade without Connection",
