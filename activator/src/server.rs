@@ -336,16 +336,17 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 async fn accept(server: Arc<Server>, listener: TcpListener, listening: Arc<Listening>) {
     let accepting = async {
         loop {
-            // The room first: a connection that has none waits in the backlog, not in our memory.
-            let Ok(permit) = Arc::clone(&server.room).acquire_owned().await else {
-                return;
-            };
             match listener
                 .accept()
                 .await
                 .and_then(|(stream, from)| Ok((stream.into_std()?, from)))
             {
                 Ok((stream, from)) => {
+                    // The room only now: a port that nobody connects to must not keep one. So one connection a port may
+                    // wait here; the others wait in the backlog.
+                    let Ok(permit) = Arc::clone(&server.room).acquire_owned().await else {
+                        return;
+                    };
                     let worker = server.least_busy();
                     worker.load.fetch_add(1, Ordering::Relaxed);
                     let room = Room {

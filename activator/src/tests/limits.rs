@@ -16,6 +16,41 @@ async fn a_pod_never_sees_more_than_its_limit() {
 }
 
 #[tokio::test]
+async fn ports_that_nobody_connects_to_keep_no_room_for_connections() {
+    let mut fixture = Fixture::with(|args| args.max_connections = 2, |_| {}, None).await;
+    let ip = fixture.listen.ip();
+    let mut listens = vec![fixture.listen.port()];
+    for port in 81..84 {
+        let listen = free_port(ip).await;
+        listens.push(listen);
+        fixture.change(|spec| {
+            spec.ports.push(RoutePort {
+                port,
+                listen,
+                ..RoutePort::default()
+            });
+        });
+    }
+    // The last first: a port that is left gives its room to one that waits.
+    for listen in listens.into_iter().rev() {
+        let probe = Request::get("/").header("dormouse-probe", "x");
+        let answer = send(SocketAddr::new(ip, listen), probe, Bytes::new()).await;
+        assert_eq!(answer.status, StatusCode::OK, "{listen}");
+    }
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_until_others_end() {
+    let mut fixture = Fixture::with(|args| args.max_connections = 2, |_| {}, None).await;
+    let pod = FakePod::new().await;
+    fixture.publish(&[&pod]);
+    let mut crowd = Crowd::default();
+    crowd.send(&fixture, 8, "/delay/20");
+    crowd.all_is_well().await;
+    assert_eq!(pod.seen.most_overlap.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
 async fn connections_that_only_a_rush_needed_are_closed_after_it() {
     let mut fixture = Fixture::with(|args| args.workers = Some(1), |_| {}, None).await;
     let pod = FakePod::new().await;
