@@ -465,11 +465,6 @@ fn account(
         response.headers_mut().append(SET_COOKIE, session);
     }
     if is_switching {
-        let talk = call.connection.talk.as_ref();
-        if talk.is_some_and(|talk| !talk.switches()) {
-            usage.finish(Outcome::Refused);
-            return refuse(hub, &Reject::BadRequest(EARLY), &client.reader, false);
-        }
         return switch(call, usage, client, response, done.begun);
     }
     let outcome = outcome(response.status());
@@ -488,7 +483,8 @@ pub(crate) fn outcome(status: StatusCode) -> Outcome {
     }
 }
 
-/// Joins the two connections of an upgrade; the request lasts as long as they do.
+/// Joins the two connections of an upgrade; the request lasts as long as they do. A pod that switches unasked, and a client
+/// that did not wait for it, are refused.
 fn switch(
     call: &Call<'_>,
     mut usage: Use,
@@ -497,15 +493,22 @@ fn switch(
     begun: Duration,
 ) -> Response<ResponseBody> {
     let hub = Arc::clone(&call.connection.hub);
+    let talk = call.connection.talk.as_ref();
+    // Only where the client has asked is what it sends from now on not HTTP.
+    let asked = match client.upgrade {
+        None => Err(Reject::Internal("the pod switched protocols unasked")),
+        Some(_) if talk.is_some_and(|talk| !talk.switches()) => Err(Reject::BadRequest(EARLY)),
+        Some(ours) => Ok(ours),
+    };
+    let ours = match asked {
+        Ok(ours) => ours,
+        Err(reject) => {
+            usage.refuse(&reject);
+            return refuse(&hub, &reject, &client.reader, talk.is_none());
+        }
+    };
     let (limits, begun) = (call.target.timeouts, hub.instant(begun));
     let pod = hyper::upgrade::on(&mut response);
-    let Some(ours) = client.upgrade else {
-        usage.finish(Outcome::Failed);
-        let reject = Reject::Internal("the pod switched protocols unasked");
-        return reject
-            .response(&client.reader)
-            .map(|body| Either::Left(Full::new(body)));
-    };
     tokio::spawn(async move {
         let (Ok(ours), Ok(pod)) = (ours.await, pod.await) else {
             return usage.finish(Outcome::Failed);

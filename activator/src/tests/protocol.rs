@@ -337,6 +337,46 @@ async fn an_upgrade_joins_the_two_connections() {
 }
 
 #[tokio::test]
+async fn a_pod_that_switches_unasked_is_refused_and_its_client_is_still_read_strictly() {
+    let mut fixture = Fixture::new().await;
+    let listener = TcpListener::bind(SocketAddr::new(fresh_address(), 0))
+        .await
+        .expect("binds");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("accepts");
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+            // A probe connects and says nothing.
+            tokio::spawn(async move {
+                if stream.read_buf(&mut Vec::new()).await.is_ok_and(|read| read > 0) {
+                    drop(stream.write_all(answer.as_bytes()).await);
+                }
+            });
+        }
+    });
+    fixture.publish_as(&[(address, true, false)]);
+    let mut client = TcpStream::connect(fixture.listen).await.expect("connects");
+    let good = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
+    client.write_all(good).await.expect("writes");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"unasked\n") {
+        let read = client.read_buf(&mut answer).await.expect("reads");
+        assert!(read > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 500 "));
+    let bad = b"GET / HTTP/1.1\nhost: web\r\n\r\n";
+    client.write_all(bad).await.expect("writes");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.expect("reads");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert_eq!(fixture.counters().outcomes.failed, 1);
+    let metrics = metrics(&fixture).await;
+    let counted = "activator_rejections_total{kind=\"internal\"} 1\n";
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[tokio::test]
 async fn a_stream_of_bytes_is_held_and_carried() {
     let mut fixture = Fixture::with_route(|spec| spec.ports[0].protocol = crds::route::Protocol::Tcp).await;
     let listener = TcpListener::bind(SocketAddr::new(fresh_address(), 0))
