@@ -33,6 +33,9 @@ use crate::wire::Wire;
 /// at one pod at useful latencies; beyond it, connecting anew is the smaller cost.
 const MOST_IDLE: usize = 512;
 
+/// Why a pod whose port Kubernetes has not published yet cannot be connected to.
+pub(crate) const UNPUBLISHED: &str = "its port is not published yet";
+
 /// Flow-control window of one HTTP/2 stream from a pod: what a client that does not read makes us keep, at most.
 const STREAM_WINDOW: u32 = 256 * 1024;
 

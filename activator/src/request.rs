@@ -353,7 +353,7 @@ async fn forward_once(
 ) -> Result<Result<Answer, Failure>, Reject> {
     let hub = &call.connection.hub;
     let Some(port) = endpoint.port(call.connection.listening.port) else {
-        let error = std::io::Error::other("its port is not published yet");
+        let error = std::io::Error::other(forward::UNPUBLISHED);
         let request = *request;
         return Ok(Err(Failure::Connect { request, error }));
     };

@@ -56,20 +56,18 @@ pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, 
     let mut usage = Use::begin(hub, pool, worker, Counts::Use, started);
     usage.enrol(ticket);
     let mut failed: Option<Arc<Endpoint>> = None;
+    let mut error = String::new();
     for _ in 0..MOST_TRIES {
         // 2. Admit and 3. pick.
         let slot = match admit(hub, pool, &mut usage, started, failed.as_deref(), &client).await {
             Ok(slot) => slot,
-            Err(reject) => {
-                hub.metrics.rejections.with_label_values(&[reject.label()]).inc();
-                return usage.refuse(&reject);
-            }
+            Err(reject) => return refuse(hub, usage, &reject),
         };
         let endpoint = Arc::clone(&slot.endpoint);
         usage.sent(slot, hub.now());
         // 4. Forward.
         let Some(port) = endpoint.port(listening.port) else {
-            // Kubernetes has not published it yet.
+            error = forward::UNPUBLISHED.to_owned();
             usage.back(hub.now());
             tokio::time::sleep(PAUSE).await;
             continue;
@@ -94,8 +92,9 @@ pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, 
                     }
                 };
             }
-            Err(error) => {
-                tracing::debug!(%error, %address, "try failed");
+            Err(why) => {
+                tracing::debug!(error = %why, %address, "try failed");
+                error = why.to_string();
                 pool.failed(&endpoint, Failure::Refused);
                 failed = Some(Arc::clone(&endpoint));
                 hub.metrics.retries.with_label_values(&["connect"]).inc();
@@ -103,7 +102,15 @@ pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, 
             }
         }
     }
-    usage.finish(Outcome::Failed);
+    let pool = pool.describe();
+    refuse(hub, usage, &Reject::Connect { pool, error });
+}
+
+/// Counts a refusal, of which the client hears only that its connection ends.
+fn refuse(hub: &Hub, usage: Use, reject: &Reject) {
+    hub.metrics.rejections.with_label_values(&[reject.label()]).inc();
+    tracing::debug!(reason = reject.label(), sentence = reject.sentence(), "refused");
+    usage.refuse(reject);
 }
 
 /// Connects to a pod. A `header` is in the socket before any byte of the client's.

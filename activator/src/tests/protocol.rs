@@ -408,6 +408,21 @@ async fn a_stream_of_bytes_is_held_and_carried() {
 }
 
 #[tokio::test]
+async fn a_stream_of_bytes_that_reaches_no_pod_is_counted_as_refused() {
+    let mut fixture = Fixture::with_route(|spec| spec.ports[0].protocol = crds::route::Protocol::Tcp).await;
+    // A pod that is ready, and whose port for this listener is never published.
+    let pod = SocketAddr::new(fresh_address(), 1);
+    let other = fixture.listen.port() ^ 1;
+    fixture
+        .index
+        .apply_slice(&a_slice("web", "web-0", other, pod, true, false));
+    assert_eq!(raw(fixture.listen, "hello").await, "");
+    let counted = "activator_rejections_total{kind=\"connect\"} 1\n";
+    until_metrics(&fixture, "refused", |metrics| metrics.contains(counted)).await;
+    assert_eq!(fixture.counters().outcomes.failed, 1);
+}
+
+#[tokio::test]
 async fn a_pod_that_does_not_begin_to_answer_is_given_up() {
     let (fixture, _pod) = warm_with(|spec| spec.response_start_timeout_ms = 50).await;
     let answer = fixture.get("/delay/5000").await;
