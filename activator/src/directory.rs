@@ -92,6 +92,12 @@ impl Directory {
         std::mem::take(&mut *self.new_acks.lock())
     }
 
+    /// How many acknowledgements no line has carried yet.
+    #[cfg(test)]
+    pub(crate) fn new_acks(&self) -> usize {
+        self.new_acks.lock().len()
+    }
+
     /// All Routes have been listed.
     pub(crate) fn routes_are_synced(&self) {
         self.is_synced[0].store(true, Ordering::Release);

@@ -97,12 +97,14 @@ impl Reporter {
                 continue;
             }
             last = Instant::now();
+            // Before the look at who listens: whoever comes after it finds them in its snapshot.
+            let routes = self.directory.take_new_acks();
             if self.deltas.receiver_count() == 0 {
-                // Who comes next starts with a snapshot. What changed stays in its list, each pool once.
+                // Who comes next starts with a snapshot. What changed stays in its list, each pool and attempt once.
                 running.clear();
                 continue;
             }
-            let delta = self.delta(&mut running);
+            let delta = self.delta(&mut running, routes);
             // Fails only when the last stream has just gone.
             drop(self.deltas.send(Arc::new(delta)));
         }
@@ -122,14 +124,14 @@ impl Reporter {
         }
     }
 
-    /// What changed since the last call, and everything that runs: its integrals grow by themselves.
-    fn delta(&self, running: &mut HashMap<usize, Arc<Pool>>) -> Delta {
+    /// What changed since the last call, `routes` among it, and everything that runs: its integrals grow by themselves.
+    fn delta(&self, running: &mut HashMap<usize, Arc<Pool>>, routes: Vec<RouteAck>) -> Delta {
         for pool in self.hub.take_changed() {
             running.insert(Arc::as_ptr(&pool).addr(), pool);
         }
         let mut delta = Delta {
             uptime: self.hub.now(),
-            routes: self.directory.take_new_acks(),
+            routes,
             epochs: self
                 .hub
                 .take_counted()

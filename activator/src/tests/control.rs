@@ -387,6 +387,23 @@ async fn a_port_that_is_taken_is_reported_and_tried_again() {
 }
 
 #[tokio::test]
+async fn acknowledgements_that_nobody_listens_to_are_not_kept_and_who_comes_gets_the_last() {
+    let mut fixture = Fixture::new().await;
+    for _ in 0..100 {
+        fixture.change(|spec| spec.queue_limit += 1);
+    }
+    until("let go", || fixture.app.directory.new_acks() == 0).await;
+    let generation = fixture.route.metadata.generation.expect("a generation");
+    let mut scaler = Autoscaler::dial(&fixture).await;
+    let first = scaler.line().await;
+    assert!(first.full && first.routes.len() == 1, "{first:?}");
+    assert_eq!(first.routes[0].generation, generation);
+    fixture.change(|spec| spec.queue_limit += 1);
+    let next = scaler.line_that(|report| !report.routes.is_empty()).await;
+    assert_eq!(next.routes[0].generation, generation + 1);
+}
+
+#[tokio::test]
 async fn two_routes_cannot_have_one_port() {
     let mut fixture = Fixture::new().await;
     let mut other = a_route("api", fixture.listen.port());
