@@ -55,6 +55,7 @@ pub(crate) struct Metrics {
     pub(crate) report_refused: IntCounterVec,
     pub(crate) report_lagged: IntCounter,
     pub(crate) watch_errors: IntCounterVec,
+    pub(crate) pools_forgotten: IntCounter,
     pub(crate) self_probes_stale: IntCounter,
     pub(crate) breaker_trips: IntCounter,
     pub(crate) mirrored: IntCounterVec,
@@ -182,6 +183,11 @@ impl Metrics {
                 "activator_watch_errors_total",
                 "Errors of watches, by kind of object",
                 "kind",
+            ),
+            pools_forgotten: counter(
+                "activator_pools_forgotten_total",
+                "Pools without a Route whose counters begin anew should they come back, because more went after them than \
+                 are kept",
             ),
             self_probes_stale: counter(
                 "activator_self_probes_stale_total",

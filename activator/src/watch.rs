@@ -2,7 +2,7 @@
 //!
 //! Objects are cut to what is needed as they arrive. While the API server is away the last picture stands.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// slices still lead here. Less than the minute that a listening port rests before it is given to another Route.
 const DEPARTED: Duration = Duration::from_secs(50);
 /// Pools without a Route whose counters are kept, so that a Service opted in again goes on where it was: counters of one
-/// instance never go back.
+/// instance never go back. Those that went last are kept.
 const KEPT_POOLS: usize = 1000;
 
 /// The index.
@@ -45,8 +45,8 @@ pub(crate) struct Index {
     departed: HashMap<RouteKey, Instant>,
     /// Which Routes use a pool.
     users: HashMap<PoolKey, HashSet<RouteKey>>,
-    /// Pools that no Route uses any more.
-    retired: HashMap<PoolKey, Arc<Pool>>,
+    /// Pools that no Route uses any more, the first that went first.
+    retired: VecDeque<Arc<Pool>>,
     /// Pods of each slice, and whose they are.
     slices: HashMap<(String, String), (PoolKey, BTreeMap<IpAddr, Published>)>,
     by_pool: HashMap<PoolKey, BTreeSet<String>>,
@@ -60,7 +60,7 @@ impl Index {
             directory,
             departed: HashMap::new(),
             users: HashMap::new(),
-            retired: HashMap::new(),
+            retired: VecDeque::new(),
             slices: HashMap::new(),
             by_pool: HashMap::new(),
         }
@@ -214,7 +214,7 @@ impl Index {
         let known = self.directory.pool(&key);
         let is_known = known.is_some();
         let pool = known
-            .or_else(|| self.retired.remove(&key))
+            .or_else(|| self.unretire(&key))
             .unwrap_or_else(|| Pool::new(key.clone(), Arc::clone(&self.hub)));
         pool.configure(settings);
         if !is_known {
@@ -222,6 +222,12 @@ impl Index {
             self.publish(&key);
         }
         pool
+    }
+
+    /// A pool that was used before, with its counters.
+    fn unretire(&mut self, key: &PoolKey) -> Option<Arc<Pool>> {
+        let at = self.retired.iter().position(|pool| pool.key == *key)?;
+        self.retired.remove(at)
     }
 
     fn leave_pool(&mut self, key: &PoolKey, route: &RouteKey) {
@@ -235,8 +241,9 @@ impl Index {
         self.users.remove(key);
         if let Some(pool) = self.directory.remove_pool(key) {
             pool.publish(BTreeMap::new());
-            if self.retired.len() < KEPT_POOLS {
-                self.retired.insert(key.clone(), pool);
+            self.retired.push_back(pool);
+            if self.retired.len() > KEPT_POOLS && self.retired.pop_front().is_some() {
+                self.hub.metrics.pools_forgotten.inc();
             }
         }
     }

@@ -438,6 +438,42 @@ async fn counters_of_a_pool_outlive_its_route() {
 }
 
 #[tokio::test]
+async fn of_pools_without_a_route_those_that_went_last_keep_their_counters() {
+    let mut fixture = Fixture::new().await;
+    let pod = FakePod::new().await;
+    fixture.publish(&[&pod]);
+    fixture.get("/").await;
+    let key = |name: &str| crate::route::RouteKey {
+        namespace: "shop".into(),
+        name: name.into(),
+    };
+    let others = |fixture: &mut Fixture, numbers: std::ops::Range<u32>| {
+        for number in numbers {
+            let name = format!("api-{number}");
+            let mut route = a_route(&name, 0);
+            route.spec.ports.clear();
+            fixture.index.apply_route(&route);
+            fixture.index.delete_route(&key(&name));
+        }
+    };
+    for (what, before, after, kept) in [
+        ("the last of many", 0..1000, 1000..1999, 1),
+        ("many went after it", 0..0, 2000..3000, 0),
+    ] {
+        others(&mut fixture, before);
+        fixture.index.delete_route(&key("web"));
+        others(&mut fixture, after);
+        fixture.index.apply_route(&fixture.route);
+        assert_eq!(fixture.counters().arrivals, kept, "{what}");
+    }
+    let metrics = metrics(&fixture).await;
+    assert!(
+        metrics.contains("activator_pools_forgotten_total 2000\n"),
+        "{metrics}"
+    );
+}
+
+#[tokio::test]
 async fn a_drain_lets_a_body_finish_and_takes_nothing_new() {
     let mut fixture = Fixture::new().await;
     let pod = FakePod::new().await;
