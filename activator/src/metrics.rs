@@ -43,6 +43,7 @@ pub(crate) struct Metrics {
     pub(crate) noise: IntCounter,
     pub(crate) waiting_pages: IntCounter,
     pub(crate) waiting_page_errors: IntCounter,
+    pub(crate) waiting_pages_unread: IntCounter,
     pub(crate) places_lapsed: IntCounter,
     pub(crate) connections: IntCounter,
     pub(crate) accept_errors: IntCounter,
@@ -134,6 +135,10 @@ impl Metrics {
             waiting_page_errors: counter(
                 "activator_waiting_page_errors_total",
                 "Readings of a waiting page's ConfigMap that could not be used",
+            ),
+            waiting_pages_unread: counter(
+                "activator_waiting_pages_unread_total",
+                "Times a waiting page's ConfigMap was not read, because Routes name more of them than are kept",
             ),
             places_lapsed: counter(
                 "activator_places_lapsed_total",

@@ -106,12 +106,14 @@ impl Index {
             rollout,
             key: key.clone(),
         });
+        let old = self.directory.insert_target(&target);
+        // First, so that there is room for the new one.
+        self.forget_theme(old.as_deref());
         if let Some(WaitingPage::ConfigMap(name)) = &target.waiting_page {
             self.hub
                 .themes
                 .want(&self.hub, &key.namespace, name, Duration::from_secs(1));
         }
-        let old = self.directory.insert_target(&target);
         let ack = self.server.serve(old.as_ref(), Arc::clone(&target));
         self.directory.acknowledge(ack);
         for (_, pool) in old.iter().flat_map(|old| &old.pools) {
@@ -182,6 +184,7 @@ impl Index {
             return;
         };
         self.server.forget(&old);
+        self.forget_theme(Some(&old));
         for (_, pool) in &old.pools {
             self.leave_pool(&pool.key, key);
         }
@@ -195,6 +198,21 @@ impl Index {
         };
         self.directory.acknowledge(gone);
         self.hub.changed(None, true);
+    }
+
+    /// Forgets the ConfigMap that a Route named before, unless a Route of the namespace names it still.
+    fn forget_theme(&self, old: Option<&Target>) {
+        let Some((namespace, Some(page @ WaitingPage::ConfigMap(name)))) =
+            old.map(|old| (&old.key.namespace, old.waiting_page.as_ref()))
+        else {
+            return;
+        };
+        let names_it = |target: &Arc<Target>| {
+            target.key.namespace == *namespace && target.waiting_page.as_ref() == Some(page)
+        };
+        if !self.directory.targets().iter().any(names_it) {
+            self.hub.themes.forget(namespace, name);
+        }
     }
 
     /// Tries again to open ports that could not be opened.

@@ -2,7 +2,8 @@
 //!
 //! A ConfigMap is read when a Route that names it comes or changes, and again when its page is shown and what is known is
 //! older than a few seconds: a page that nobody opens costs nothing. One that cannot be read or used changes nothing: the
-//! last good one stays, or ours, and the error is logged once, counted, and shown in the state dump.
+//! last good one stays, or ours, and the error is logged once, counted, and shown in the state dump. What no Route names any
+//! more is forgotten.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -59,7 +60,7 @@ impl Themes {
         {
             let mut all = self.known.lock();
             if all.len() >= MOST && !all.contains_key(&key) {
-                return;
+                return hub.metrics.waiting_pages_unread.inc();
             }
             let known = all.entry(key.clone()).or_default();
             if known.asked.is_some_and(|asked| now.saturating_sub(asked) < age) {
@@ -79,9 +80,15 @@ impl Themes {
         });
     }
 
+    /// No Route names a ConfigMap any more.
+    pub(crate) fn forget(&self, namespace: &str, name: &str) {
+        self.known.lock().remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
     fn learn(&self, hub: &Hub, key: &Key, result: Result<Theme, String>) {
         let mut all = self.known.lock();
-        let known = all.entry(key.clone()).or_default();
+        // Forgotten while it was read.
+        let Some(known) = all.get_mut(key) else { return };
         let before = known.error.take();
         match result {
             Ok(theme) => known.theme = Some(Arc::new(theme)),

@@ -161,6 +161,45 @@ async fn a_wake_that_fails_is_told_and_another_try_begins_anew() {
     assert_eq!(phase(&fixture.send(question("")).await), "asleep");
 }
 
+#[tokio::test]
+async fn config_maps_that_no_route_names_any_more_leave_room_for_others() {
+    let mut fixture = Fixture::with_route(|spec| spec.waiting_page = "dress".into()).await;
+    let mut other = a_route("api", 0);
+    other.spec.ports.clear();
+    other.spec.waiting_page = "dress".into();
+    fixture.index.apply_route(&other);
+    let key = |name: &str| crate::route::RouteKey {
+        namespace: "shop".into(),
+        name: name.into(),
+    };
+    let known = |fixture: &Fixture| -> Vec<String> {
+        let dump = fixture.app.hub.themes.dump();
+        let mut names: Vec<String> = dump.as_object().expect("a map").keys().cloned().collect();
+        names.sort();
+        names
+    };
+    assert_eq!(known(&fixture), ["shop/dress"]);
+    fixture.change(|spec| spec.waiting_page = "suit".into());
+    assert_eq!(known(&fixture), ["shop/dress", "shop/suit"]);
+    fixture.index.delete_route(&key("api"));
+    assert_eq!(known(&fixture), ["shop/suit"]);
+    fixture.change(|spec| spec.waiting_page = "auto".into());
+    assert!(known(&fixture).is_empty());
+    // A thousand are kept. One that changes makes room for itself.
+    for number in 0..1001 {
+        other.metadata.name = Some(format!("api-{number}"));
+        other.spec.waiting_page = format!("dress-{number}");
+        fixture.index.apply_route(&other);
+    }
+    let unread = "activator_waiting_pages_unread_total 1\n";
+    assert!(metrics(&fixture).await.contains(unread));
+    other.metadata.name = Some("api-0".into());
+    other.spec.waiting_page = "suit".into();
+    fixture.index.apply_route(&other);
+    let known = known(&fixture);
+    assert!(known.len() == 1000 && known.contains(&"shop/suit".to_owned()));
+}
+
 /// An API server that has one ConfigMap, or none.
 fn config_maps(data: Arc<Mutex<Option<serde_json::Value>>>) -> kube::Client {
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
