@@ -74,7 +74,8 @@ const FAMILIES: [(&str, &str, MetricType); 11] = [
     ),
     (
         "activator_rollout_uncounted_total",
-        "Requests of a Route's last attempt that were not counted, because it has had too many epochs",
+        "Requests of a Route's last attempt that were not counted, because it has had too many epochs, and those not \
+         counted as bad, because an epoch has too many bad sessions",
         MetricType::COUNTER,
     ),
     (

@@ -11,9 +11,9 @@ use super::Arm;
 use super::breaker::{Breaker, Evidence};
 use crate::route::RouteKey;
 
-/// Most sessions with a bad answer that are remembered for one epoch. Beyond it none is counted as bad: by then the
-/// verdict is clear.
-const BAD_SESSIONS: usize = 10_000;
+/// Most sessions with a bad answer that are remembered for one epoch. Beyond it none is counted as bad, but as uncounted: by
+/// then the verdict is clear.
+pub(super) const BAD_SESSIONS: usize = 10_000;
 
 /// One attempt of one Route.
 #[derive(Debug)]
@@ -147,6 +147,7 @@ impl Attempt {
         };
         let mut is_bad = verdict.is_bad;
         let mut adds = 1;
+        let mut left_out = 0;
         let (compared, share) = match unit {
             Unit::Coin(arm, share) => (Some(arm), Some(share)),
             Unit::Direct => (None, None),
@@ -157,11 +158,15 @@ impl Attempt {
                 was_bad,
             } => {
                 adds = u64::from(is_new);
-                // In this order: a session is remembered with its first bad answer, not before.
-                is_bad = is_bad
-                    && !was_bad
-                    && found.bad_sessions.len() < BAD_SESSIONS
-                    && found.bad_sessions.insert(id);
+                // A session is remembered with its first bad answer, not before.
+                if is_bad && !was_bad {
+                    let is_known = found.bad_sessions.contains(&id);
+                    let has_room = found.bad_sessions.len() < BAD_SESSIONS;
+                    is_bad = !is_known && has_room && found.bad_sessions.insert(id);
+                    left_out = u64::from(!is_known && !has_room);
+                } else {
+                    is_bad = false;
+                }
                 (Some(arm), found.share)
             }
         };
@@ -173,6 +178,7 @@ impl Attempt {
         counts.requests += adds;
         counts.bad += u64::from(is_bad);
         counts.time(verdict.time);
+        books.uncounted += left_out;
         let bet = compared.zip(share).filter(|_| is_bad);
         let broken = bet.and_then(|(arm, share)| books.bet(breaker?, share, arm));
         self.after(broken)

@@ -6,7 +6,7 @@ use crds::route::{CodeRange, HeaderMatch, RouteAffinity, RouteBreaker, RouteMatc
 use http::HeaderValue;
 use http::header::COOKIE;
 
-use super::attempt::{Unit, Verdict};
+use super::attempt::{BAD_SESSIONS, Unit, Verdict};
 use super::*;
 use crate::cluster::Cluster;
 use crate::config::{Args, Config};
@@ -331,6 +331,34 @@ fn epochs_are_bounded_and_what_is_beyond_is_told() {
         attempt.count(epoch, Unit::Coin(Arm::Stable, 0.5), good, None);
     }
     assert_eq!((attempt.all().len(), attempt.uncounted()), (2, 2));
+}
+
+#[test]
+fn bad_sessions_are_bounded_and_what_is_beyond_is_told() {
+    let attempt = attempt();
+    let count = |id: u64, is_bad| {
+        let unit = Unit::Session {
+            arm: Arm::Candidate,
+            id,
+            is_new: true,
+            was_bad: false,
+        };
+        attempt.count(0, unit, Verdict { is_bad, time: None }, None);
+        (attempt.all()[0].candidate.bad, attempt.uncounted())
+    };
+    let most = BAD_SESSIONS as u64;
+    for id in 1..most {
+        count(id, true);
+    }
+    for (what, id, is_bad, wanted) in [
+        ("the last there is room for", most, true, (most, 0)),
+        ("one that is known", 1, true, (most, 0)),
+        ("a good one", most + 1, false, (most, 0)),
+        ("one too many", most + 1, true, (most, 1)),
+        ("and again, because it is not known", most + 1, true, (most, 2)),
+    ] {
+        assert_eq!(count(id, is_bad), wanted, "{what}");
+    }
 }
 
 #[test]
