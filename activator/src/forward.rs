@@ -33,6 +33,14 @@ use crate::wire::Wire;
 /// at one pod at useful latencies; beyond it, connecting anew is the smaller cost.
 const MOST_IDLE: usize = 512;
 
+/// Most pods or peers that one request, or one connection of bytes, is tried on. Each try that cannot connect puts its pod on
+/// probation, so more tries than this mean that probes and connections disagree.
+pub(crate) const MOST_TRIES: u32 = 16;
+
+/// How long it waits before it is sent again to where it could just not be sent: a peer that restarts, or a port that
+/// Kubernetes has not published yet.
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
+
 /// Why a pod whose port Kubernetes has not published yet cannot be connected to.
 pub(crate) const UNPUBLISHED: &str = "its port is not published yet";
 

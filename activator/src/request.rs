@@ -32,14 +32,6 @@ use crate::talk::Talk;
 use crate::throttle::Kind;
 use crate::wake;
 
-/// Most pods or peers that one request is tried on. Each try that cannot connect puts its pod on probation, so more
-/// tries than this mean that probes and connections disagree.
-const MOST_TRIES: u32 = 16;
-
-/// How long a request waits before it is sent again to where it could just not be sent: a peer that restarts, or a port
-/// that Kubernetes has not published yet.
-const PAUSE: Duration = Duration::from_millis(50);
-
 /// Bytes of the new protocol that came before its time are lost: they were taken for HTTP.
 const EARLY: &str = "bytes after a request to upgrade, before its answer";
 
@@ -408,7 +400,7 @@ async fn retry(
             if endpoint.port(call.connection.listening.port).is_some() && !endpoint.is_peer() {
                 call.pool.failed(endpoint, Fails::Refused);
             } else {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(forward::PAUSE).await;
             }
             (Some(request), error.to_string(), "connect")
         }
@@ -427,7 +419,7 @@ async fn retry(
     };
     tracing::debug!(pool = %call.pool.key, address = %endpoint.address, error, kind, tries, "try failed");
     match request {
-        Some(request) if tries < MOST_TRIES => {
+        Some(request) if tries < forward::MOST_TRIES => {
             hub.metrics.retries.with_label_values(&[kind]).inc();
             Ok(request)
         }

@@ -24,12 +24,6 @@ use crate::throttle::Kind;
 /// The self-probe's first bytes, as `report::probe_request` writes them.
 const SELF_PROBE: &[u8] = b"GET / HTTP/1.1\r\ndormouse-probe: ";
 
-/// Most pods that one connection is tried on.
-const MOST_TRIES: u32 = 16;
-
-/// Before another try of a pod whose port is not published.
-const PAUSE: Duration = Duration::from_millis(50);
-
 /// Carries one client connection to its end.
 pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, listening: &Listening) {
     let started = hub.now();
@@ -57,7 +51,7 @@ pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, 
     usage.enrol(ticket);
     let mut failed: Option<Arc<Endpoint>> = None;
     let mut error = String::new();
-    for _ in 0..MOST_TRIES {
+    for _ in 0..forward::MOST_TRIES {
         // 2. Admit and 3. pick.
         let slot = match admit(hub, pool, &mut usage, started, failed.as_deref(), &client).await {
             Ok(slot) => slot,
@@ -69,7 +63,7 @@ pub(crate) async fn carry(hub: &Arc<Hub>, worker: usize, mut client: TcpStream, 
         let Some(port) = endpoint.port(listening.port) else {
             error = forward::UNPUBLISHED.to_owned();
             usage.back(hub.now());
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(forward::PAUSE).await;
             continue;
         };
         let address = SocketAddr::new(endpoint.address, port);
