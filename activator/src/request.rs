@@ -28,6 +28,7 @@ use crate::reject::{Reader, Reject};
 use crate::route::{Choice, Target};
 use crate::server::Listening;
 use crate::stream::{self, End};
+use crate::strict;
 use crate::talk::Talk;
 use crate::throttle::Kind;
 use crate::wake;
@@ -236,12 +237,15 @@ fn check(request: &Request<Upload>) -> Result<(), Reject> {
             "CONNECT is refused: this is not a forward proxy",
         ));
     }
-    let hosts = request.headers().get_all(http::header::HOST).iter().count();
-    // RFC 9112 §3.2: none or two of them make the request ambiguous. HTTP/2 needs none, and two of it would be two for a pod
-    // of HTTP/1.1.
-    match (hosts, request.version()) {
-        (0, Version::HTTP_11) => Err(Reject::BadRequest("an HTTP/1.1 request needs a Host field")),
-        (0 | 1, _) => Ok(()),
+    let mut hosts = request.headers().get_all(http::header::HOST).iter();
+    // RFC 9112 §3.2: none or two of them make the request ambiguous. HTTP/2 needs none, and what it has is read by a pod of
+    // HTTP/1.1 as that reads it.
+    match (hosts.next(), hosts.next(), request.version()) {
+        (None, _, Version::HTTP_11) => Err(Reject::BadRequest("an HTTP/1.1 request needs a Host field")),
+        (Some(host), None, Version::HTTP_2) => {
+            strict::check_host(host.as_bytes()).map_err(Reject::BadRequest)
+        }
+        (_, None, _) => Ok(()),
         _ => Err(Reject::BadRequest("Host twice")),
     }
 }

@@ -281,7 +281,7 @@ fn check_target(method: &[u8], target: &[u8]) -> Result<(), Fault> {
 }
 
 /// RFC 9110 §7.2: a host and perhaps a port. It may be empty.
-fn check_host(host: &[u8]) -> Result<(), Fault> {
+pub(crate) fn check_host(host: &[u8]) -> Result<(), Fault> {
     const FAULT: Fault = "a Host that is no host";
     let (name, port) = if let Some(rest) = host.strip_prefix(b"[") {
         let Some(end) = rest.iter().position(|byte| *byte == b']') else {
