@@ -131,14 +131,14 @@ fn documents(text: &str) -> Result<Vec<Value>, String> {
 
 fn flatten(mut object: Value, documents: &mut Vec<Value>) {
     let is_list = object["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
-    match object["items"].take() {
-        Value::Array(items) if is_list => items.into_iter().for_each(|item| flatten(item, documents)),
-        items => {
-            if !items.is_null() {
-                object["items"] = items;
-            }
-            documents.push(object);
+    // What is no object has no fields, and asking for one to write to it would be an end of all.
+    match object.get_mut("items") {
+        Some(Value::Array(items)) if is_list => {
+            std::mem::take(items)
+                .into_iter()
+                .for_each(|item| flatten(item, documents));
         }
+        _ => documents.push(object),
     }
 }
 

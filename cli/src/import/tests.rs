@@ -388,6 +388,11 @@ fn what_cannot_be_a_rollout_says_where() {
         (String::new(), "there is no Canary in it"),
         ("a: [1".to_owned(), "line 1"),
         ("a: 1".to_owned(), "a document has no kind"),
+        ("hello".to_owned(), "a document has no kind"),
+        ("7".to_owned(), "a document has no kind"),
+        ("- kind: Canary".to_owned(), "a document has no kind"),
+        ("kind: List\nitems: [1]".to_owned(), "a document has no kind"),
+        ("kind: List\nitems: 1".to_owned(), "kind List is not a Canary"),
         (
             "apiVersion: apps/v1\nkind: Deployment\n".to_owned(),
             "kind Deployment is not a Canary",
