@@ -15,11 +15,17 @@ pub(super) fn matches(analysis: &mut Fields) -> Result<Vec<Value>, String> {
     for (number, mut entry) in analysis.items("match")?.into_iter().enumerate() {
         let field = format!("match[{number}]");
         let whole = entry.rest().clone();
-        let headers = entry.take("headers").as_ref().and_then(headers);
+        let said = entry.take("headers");
+        let headers = said.as_ref().and_then(headers);
         let others = entry.end();
         match headers {
             Some(headers) if others.is_empty() && !headers.is_empty() => {
                 found.push(json!({ "headers": headers }));
+                for (name, regex) in said.iter().flat_map(wider) {
+                    let advice = "read as contains, which also matches inside another cookie or a longer value: choose a name \
+                                  and a value that are part of no other";
+                    analysis.note(&format!("{field}.headers.{name}"), regex, advice);
+                }
             }
             _ => {
                 let advice = "say it with headers, as exact, prefix, suffix or contains: requests cannot be told apart by \
@@ -34,6 +40,16 @@ pub(super) fn matches(analysis: &mut Fields) -> Result<Vec<Value>, String> {
 fn headers(headers: &Value) -> Option<Map<String, Value>> {
     let header = |(name, how): (&String, &Value)| Some((name.to_ascii_lowercase(), header(how)?));
     headers.as_object()?.iter().map(header).collect()
+}
+
+/// The headers of which our words match more than the regular expression does: a cookie among others.
+fn wider(headers: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    let cookie = |how: &Value| how["regex"].as_str().is_some_and(|regex| cookie(regex).is_some());
+    headers
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(move |(_, how)| cookie(how))
 }
 
 /// One header: exactly one of the four ways, or a regular expression that is one.
@@ -56,10 +72,7 @@ fn header(how: &Value) -> Option<Value> {
 
 /// What a regular expression says, if that is plain text and where it stands. Istio's and Envoy's match whole values.
 fn plain(regex: &str) -> Option<(&'static str, String)> {
-    if let Some(inner) = regex
-        .strip_prefix(COOKIE.0)
-        .and_then(|rest| rest.strip_suffix(COOKIE.1))
-    {
+    if let Some(inner) = cookie(regex) {
         return Some(("contains", literal(inner)?));
     }
     let open_before = |text: &str| text.strip_prefix(".*").map(str::to_owned);
@@ -80,6 +93,11 @@ fn plain(regex: &str) -> Option<(&'static str, String)> {
         (true, true) => "contains",
     };
     Some((way, literal(&rest)?))
+}
+
+/// What a regular expression for one cookie among others says of it.
+fn cookie(regex: &str) -> Option<&str> {
+    regex.strip_prefix(COOKIE.0)?.strip_suffix(COOKIE.1)
 }
 
 /// The text that a regular expression without operators stands for.
@@ -131,6 +149,7 @@ mod tests {
             "spec.analysis",
             json!({ "match": [
                 { "headers": { "X-Canary": { "exact": "insider" }, "cookie": { "regex": ".*a=1.*" } } },
+                { "headers": { "cookie": { "regex": "^(.*?;)?(a=1)(;.*)?$" } } },
                 { "headers": { "user-agent": { "regex": "(?i)safari" } } },
                 { "headers": { "x": { "exact": "1" } }, "sourceLabels": { "app": "a" } },
                 { "queryParams": { "v": { "exact": "2" } } },
@@ -139,11 +158,15 @@ mod tests {
         let found = matches(&mut analysis).expect("a list");
         assert_eq!(
             found,
-            [json!({ "headers": { "x-canary": { "exact": "insider" }, "cookie": { "contains": "a=1" } } })]
+            [
+                json!({ "headers": { "x-canary": { "exact": "insider" }, "cookie": { "contains": "a=1" } } }),
+                json!({ "headers": { "cookie": { "contains": "a=1" } } }),
+            ]
         );
         let notes: Vec<String> = analysis.end().iter().map(ToString::to_string).collect();
-        assert_eq!(notes.len(), 3);
-        for (note, place) in notes.iter().zip(["match[1]", "match[2]", "match[3]"]) {
+        let places = ["match[1].headers.cookie", "match[2]", "match[3]", "match[4]"];
+        assert_eq!(notes.len(), places.len());
+        for (note, place) in notes.iter().zip(places) {
             assert!(note.starts_with(&format!("spec.analysis.{place}: ")), "{note}");
         }
     }

@@ -99,7 +99,14 @@ enum Source {
 
 fn source(each: &mut Fields, name: &str, names: &Names, related: &Related) -> Result<Source, String> {
     let write = "write it with prometheus: {address, query}";
-    Ok(match (each.text("query")?, each.text("templateRef.name")?) {
+    let query = each.text("query")?;
+    if query.is_some()
+        && let Some(template) = each.take("templateRef")
+    {
+        let advice = "make it a metric of its own: Flagger asks both, and only query is taken";
+        each.note("templateRef", &template, advice);
+    }
+    Ok(match (query, each.text("templateRef.name")?) {
         (Some(query), _) => match names.prometheus.clone() {
             Some(address) => Source::Prometheus { address, query },
             None => Source::None(format!("{write}: the address was Flagger's own flag")),

@@ -150,7 +150,7 @@ analysis:
                 ],
             }),
             json!({ "mode": "Threshold", "interval": "1m", "threshold": 10, "iterations": 10, "bake": "0s" }),
-            vec!["spec.analysis.match[2]"],
+            vec!["spec.analysis.match[1].headers.cookie", "spec.analysis.match[2]"],
         ),
         (
             "mirrored first",
@@ -296,6 +296,7 @@ analysis:
     - name: old
       threshold: 7
       query: histogram_quantile(0.9, x)
+      templateRef: {name: not-found}
   alerts:
     - {name: on-call, severity: error, providerRef: {name: on-call}}
     - {name: nobody, providerRef: {name: nobody, namespace: flagger}}
@@ -327,6 +328,7 @@ analysis:
             "spec.analysis.metrics[0].query",
             "spec.analysis.metrics[1]",
             "spec.analysis.metrics[2]",
+            "spec.analysis.metrics[3].templateRef",
         ]
     );
     let notes: Vec<String> = one.notes.iter().map(ToString::to_string).collect();
