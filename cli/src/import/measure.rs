@@ -31,18 +31,27 @@ enum Made {
 
 /// `metrics`.
 pub(super) fn metrics(analysis: &mut Fields, names: &Names, related: &Related) -> Result<Vec<Value>, String> {
-    let mut metrics = Vec::new();
-    for (number, mut each) in analysis.items("metrics")?.into_iter().enumerate() {
+    all(analysis, "metrics", |each| metric(each, names, related))
+}
+
+/// What each entry of a list becomes; what one cannot be is noted.
+fn all(
+    analysis: &mut Fields,
+    list: &str,
+    mut make: impl FnMut(&mut Fields) -> Result<Made, String>,
+) -> Result<Vec<Value>, String> {
+    let mut found = Vec::new();
+    for (number, mut each) in analysis.items(list)?.into_iter().enumerate() {
         let whole = each.rest().clone();
-        match metric(&mut each, names, related)? {
-            Made::As(metric) => {
-                metrics.push(metric);
+        match make(&mut each)? {
+            Made::As(made) => {
+                found.push(made);
                 analysis.absorb(each);
             }
-            Made::Not(advice) => analysis.note(&format!("metrics[{number}]"), &whole, &advice),
+            Made::Not(advice) => analysis.note(&format!("{list}[{number}]"), &whole, &advice),
         }
     }
-    Ok(metrics)
+    Ok(found)
 }
 
 /// One metric, or what to do because it cannot be one.
@@ -199,12 +208,7 @@ fn filled(each: &mut Fields, query: &str, interval: &str, names: &Names) -> Stri
 
 /// `webhooks`.
 pub(super) fn webhooks(analysis: &mut Fields, names: &Names) -> Result<Vec<Value>, String> {
-    let mut webhooks = Vec::new();
-    for mut each in analysis.items("webhooks")? {
-        webhooks.push(webhook(&mut each, names)?);
-        analysis.absorb(each);
-    }
-    Ok(webhooks)
+    all(analysis, "webhooks", |each| webhook(each, names).map(Made::As))
 }
 
 fn webhook(each: &mut Fields, names: &Names) -> Result<Value, String> {
@@ -271,18 +275,7 @@ fn texts(metadata: Value) -> Value {
 
 /// `alerts`.
 pub(super) fn alerts(analysis: &mut Fields, names: &Names, related: &Related) -> Result<Vec<Value>, String> {
-    let mut alerts = Vec::new();
-    for (number, mut each) in analysis.items("alerts")?.into_iter().enumerate() {
-        let whole = each.rest().clone();
-        match alert(&mut each, names, related)? {
-            Made::As(alert) => {
-                alerts.push(alert);
-                analysis.absorb(each);
-            }
-            Made::Not(advice) => analysis.note(&format!("alerts[{number}]"), &whole, &advice),
-        }
-    }
-    Ok(alerts)
+    all(analysis, "alerts", |each| alert(each, names, related))
 }
 
 fn alert(each: &mut Fields, names: &Names, related: &Related) -> Result<Made, String> {
