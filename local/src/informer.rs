@@ -86,7 +86,22 @@ struct State<K> {
     gone: HashSet<String>,
     gone_order: VecDeque<String>,
     /// The list that is being read, while one is.
-    listing: Option<BTreeMap<Key, Arc<K>>>,
+    listing: Option<Listing<K>>,
+}
+
+struct Listing<K> {
+    objects: BTreeMap<Key, Arc<K>>,
+    /// What was observed since it began: only that may be newer than the list.
+    observed: HashSet<Key>,
+}
+
+impl<K> Default for Listing<K> {
+    fn default() -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            observed: HashSet::new(),
+        }
+    }
 }
 
 impl<K> Informer<K>
@@ -157,15 +172,20 @@ where
 
     /// Takes the answer to a write into the picture.
     pub(crate) fn observe(&self, object: K) {
+        if let Some(listing) = &mut self.state.lock().listing {
+            listing.observed.insert(Key::of(&object));
+        }
         self.apply(object);
     }
 
     fn take(&self, event: watcher::Event<K>) {
         match event {
-            watcher::Event::Init => self.state.lock().listing = Some(BTreeMap::new()),
+            watcher::Event::Init => self.state.lock().listing = Some(Listing::default()),
             watcher::Event::InitApply(object) => {
                 if let Some(listing) = &mut self.state.lock().listing {
-                    listing.insert(Key::of(&object), Arc::new(stripped(object)));
+                    listing
+                        .objects
+                        .insert(Key::of(&object), Arc::new(stripped(object)));
                 }
             }
             watcher::Event::InitDone => self.replace(),
@@ -215,18 +235,23 @@ where
         }
     }
 
-    /// Ends a list: what is in it counts, and what is not in it is gone unless it was observed after the list was read.
+    /// Ends a list: what is in it counts, and what is not in it is gone unless it was observed after the list was read. A list
+    /// does not say when that was: after its beginning, and not before the newest of what is in it.
     fn replace(&self) {
         let mut changes = Vec::new();
         {
             let mut state = self.state.lock();
-            let listing = state.listing.take().unwrap_or_default();
+            let Listing {
+                objects: listing,
+                observed,
+            } = state.listing.take().unwrap_or_default();
             let read_at = listing.values().map(|it| version(&**it)).max().unwrap_or(0);
             let absent: Vec<Key> = state
                 .objects
                 .iter()
                 .filter(|(key, old)| {
-                    !listing.contains_key(key) && (version(&***old) <= read_at || listing.is_empty())
+                    let newer = observed.contains(key) && version(&***old) > read_at;
+                    !listing.contains_key(key) && !newer
                 })
                 .map(|(key, _)| key.clone())
                 .collect();
@@ -335,6 +360,26 @@ mod tests {
         informer.observe(object("b", "2", 9));
         informer.take(watcher::Event::InitDone);
         assert_eq!(names(&informer), ["a", "b"]);
+    }
+
+    #[test]
+    fn what_was_the_newest_and_is_not_in_a_later_list_is_gone() {
+        let informer = Informer::new();
+        informer.take(watcher::Event::Apply(object("a", "1", 5)));
+        informer.observe(object("b", "2", 9));
+        informer.take(watcher::Event::Init);
+        informer.take(watcher::Event::InitApply(object("a", "1", 5)));
+        informer.take(watcher::Event::InitDone);
+        assert_eq!(names(&informer), ["a"]);
+    }
+
+    #[test]
+    fn an_empty_list_read_before_a_write_does_not_hide_it() {
+        let informer = Informer::new();
+        informer.take(watcher::Event::Init);
+        informer.observe(object("a", "1", 5));
+        informer.take(watcher::Event::InitDone);
+        assert_eq!(names(&informer), ["a"]);
     }
 
     #[test]
