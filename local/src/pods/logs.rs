@@ -15,7 +15,8 @@ use tokio::sync::broadcast;
 
 use crate::api::{LogAnswer, LogRequest};
 
-/// Most bytes kept of one container's run: some thousand lines, enough to see why it failed.
+/// Most bytes kept of one container's run, what a line takes besides its text counted: some thousand lines, enough to see
+/// why it failed.
 const KEPT_BYTES: usize = 256 * 1024;
 
 /// Longest line; longer ones are cut in two, as container runtimes do.
@@ -55,6 +56,13 @@ struct Run {
 struct Line {
     at: Timestamp,
     text: Bytes,
+}
+
+impl Line {
+    /// What it costs to keep it, in bytes. An empty line is not free.
+    fn size(&self) -> usize {
+        self.text.len() + size_of::<Self>()
+    }
 }
 
 impl Default for Run {
@@ -174,13 +182,13 @@ impl Logs {
         };
         if let Some(book) = self.books.lock().get_mut(id) {
             let run = &mut book.now;
-            run.bytes += line.text.len();
+            run.bytes += line.size();
             run.lines.push_back(line.clone());
             while run.bytes > KEPT_BYTES {
                 let Some(oldest) = run.lines.pop_front() else {
                     break;
                 };
-                run.bytes -= oldest.text.len();
+                run.bytes -= oldest.size();
             }
             if let Some(follow) = &run.follow {
                 let _ = follow.send(line);
@@ -404,10 +412,14 @@ mod tests {
         let logs = Logs::new(false);
         logs.begin("default", "a", "c");
         let much = vec![b'x'; KEPT_BYTES * 3];
-        logs.copy("default", "a", "c", true, &much[..]).await;
-        let books = logs.books.lock();
-        let run = &books.values().next().expect("a book").now;
-        assert!(run.bytes <= KEPT_BYTES);
-        assert!(run.lines.iter().all(|line| line.text.len() <= LONGEST_LINE));
+        for output in [&much[..], &b"\n".repeat(1_000_000)] {
+            logs.copy("default", "a", "c", true, output).await;
+            let books = logs.books.lock();
+            let run = &books.values().next().expect("a book").now;
+            let kept: usize = run.lines.iter().map(Line::size).sum();
+            assert!(kept == run.bytes && kept <= KEPT_BYTES, "{kept} bytes");
+            assert!(run.lines.len() <= KEPT_BYTES / size_of::<Line>());
+            assert!(run.lines.iter().all(|line| line.text.len() <= LONGEST_LINE));
+        }
     }
 }
