@@ -70,6 +70,26 @@ struct Watch {
     over: bool,
 }
 
+/// Whether the objects that there are come first, if `request` says.
+fn initial_events(request: &Request<'_>) -> Result<Option<bool>, ApiError> {
+    let matching = request.query.get("resourceVersionMatch");
+    let wrong = match (request.query.get("sendInitialEvents"), matching) {
+        (None, None) => return Ok(None),
+        (Some(text), Some("NotOlderThan")) => return Ok(Some(text == "true")),
+        (Some(_), _) => "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        (None, Some(_)) => "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+    };
+    let cause = Cause::forbidden("resourceVersionMatch", wrong);
+    Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", &[cause]))
+}
+
+/// How long the watch goes on.
+fn lasts(request: &Request<'_>) -> Result<Duration, ApiError> {
+    let seconds = request.query.number("timeoutSeconds")?;
+    let asked = seconds.filter(|&seconds| seconds > 0).map(Duration::from_secs);
+    Ok(asked.map_or(LONGEST, |asked| asked.min(LONGEST)))
+}
+
 /// Starts the watch that `request` asks for.
 pub(crate) fn start(request: &Request<'_>) -> Result<Reply, ApiError> {
     let store = &request.api.0.store;
@@ -77,32 +97,7 @@ pub(crate) fn start(request: &Request<'_>) -> Result<Reply, ApiError> {
     let (labels, fields) = (request.labels()?, request.fields()?);
     let bookmarks = request.query.flag("allowWatchBookmarks");
     let version = request.query.number("resourceVersion")?;
-    let streaming = match request.query.get("sendInitialEvents") {
-        None => None,
-        Some(_) if request.query.get("resourceVersionMatch") != Some("NotOlderThan") => {
-            return Err(ApiError::invalid(
-                "meta.k8s.io",
-                "ListOptions",
-                "",
-                &[Cause::forbidden(
-                    "resourceVersionMatch",
-                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                )],
-            ));
-        }
-        Some(text) => Some(text == "true"),
-    };
-    if streaming.is_none() && request.query.get("resourceVersionMatch").is_some() {
-        return Err(ApiError::invalid(
-            "meta.k8s.io",
-            "ListOptions",
-            "",
-            &[Cause::forbidden(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            )],
-        ));
-    }
+    let streaming = initial_events(request)?;
     let from_now = streaming.unwrap_or(matches!(version, None | Some(0)));
     let namespace = (!request.namespace.is_empty()).then_some(request.namespace.as_str());
     let (initial, cursor) = if from_now {
@@ -111,10 +106,6 @@ pub(crate) fn start(request: &Request<'_>) -> Result<Reply, ApiError> {
     } else {
         (Vec::new(), store.watch(&resource.storage, version.unwrap_or(0)))
     };
-    let timeout = request
-        .query
-        .number("timeoutSeconds")?
-        .filter(|&seconds| seconds > 0);
     let now = Instant::now();
     let mut watch = Watch {
         open: Open::new(request.api),
@@ -128,21 +119,12 @@ pub(crate) fn start(request: &Request<'_>) -> Result<Reply, ApiError> {
         cursor,
         ready: VecDeque::new(),
         columns_sent: false,
-        deadline: now + timeout.map_or(LONGEST, |seconds| Duration::from_secs(seconds).min(LONGEST)),
+        deadline: now + lasts(request)?,
         next_bookmark: now + BOOKMARK_EVERY,
         end: request.api.stream_token(),
         over: false,
     };
-    for stored in initial {
-        if watch.wants(&stored.value) {
-            let line = watch.line("ADDED", &stored);
-            watch.ready.push_back(line);
-        }
-    }
-    if streaming == Some(true) && bookmarks {
-        let line = watch.bookmark(true);
-        watch.ready.push_back(line);
-    }
+    watch.begin(initial, streaming == Some(true));
     let lines = futures::stream::unfold(watch, |mut watch| async move {
         let line = watch.next().await?;
         Some((Ok::<_, std::io::Error>(Frame::data(line)), watch))
@@ -158,6 +140,20 @@ impl Watch {
         (self.namespace.is_empty() || value["metadata"]["namespace"] == self.namespace.as_str())
             && self.labels.matches(value)
             && (self.fields.is_empty() || self.fields.matches(&convert::shown(&self.resource, value)))
+    }
+
+    /// Makes what there is at first ready, and with `marked` a bookmark behind it.
+    fn begin(&mut self, initial: Vec<Arc<Stored>>, marked: bool) {
+        for stored in initial {
+            if self.wants(&stored.value) {
+                let line = self.line("ADDED", &stored);
+                self.ready.push_back(line);
+            }
+        }
+        if marked && self.bookmarks {
+            let line = self.bookmark(true);
+            self.ready.push_back(line);
+        }
     }
 
     /// The next lines; none: the watch is over.
