@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -59,8 +58,6 @@ pub(super) struct PodRun {
     started: Time,
     /// How many Events of each reason were written.
     events: Mutex<BTreeMap<String, usize>>,
-    /// Events that were not written because there were too many.
-    unwritten: AtomicU64,
 }
 
 impl PodRun {
@@ -77,7 +74,6 @@ impl PodRun {
             changed: Notify::new(),
             started: now(),
             events: Mutex::default(),
-            unwritten: AtomicU64::new(0),
             cluster,
             settings,
             pod,
@@ -197,7 +193,6 @@ impl PodRun {
         };
         // The first few of a kind tell all; then every tenth says that it goes on.
         if count > MOST_EVENTS || (count > 5 && count % 10 != 0) {
-            self.unwritten.fetch_add(1, Ordering::Relaxed);
             return;
         }
         self.cluster
