@@ -120,18 +120,10 @@ pub(crate) fn or_dash(text: String) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
-/// How long ago, as kubectl says it: `12s`, `5m3s`, `3h`, `2d`.
+/// How long ago, as kubectl says it: `12s`, `5m3s`, `3h20m`, `2d2h`. What is to come, by a clock that differs: `0s`.
 pub(crate) fn age(since: Option<&Time>, now: jiff::Timestamp) -> String {
     let Some(since) = since else { return "-".to_owned() };
-    let seconds = now.duration_since(since.0).as_secs().max(0);
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..600 if seconds % 60 > 0 => format!("{minutes}m{}s", seconds % 60),
-        120..10_800 => format!("{minutes}m"),
-        10_800..172_800 => format!("{hours}h"),
-        _ => format!("{days}d"),
-    }
+    local::kubectl_age(now.duration_since(since.0).as_secs().max(0))
 }
 
 /// Milliseconds for people: `0.8 ms`, `12 ms`, `1.25 s`.
@@ -193,7 +185,7 @@ mod tests {
 
     #[test]
     fn ages_are_said_as_kubectl_says_them() {
-        let now = jiff::Timestamp::from_second(1_000_000).expect("a time");
+        let now = jiff::Timestamp::from_second(1_000_000_000).expect("a time");
         for (seconds, want) in [
             (0, "0s"),
             (119, "119s"),
@@ -202,11 +194,14 @@ mod tests {
             (601, "10m"),
             (10_799, "179m"),
             (10_800, "3h"),
+            (12_000, "3h20m"),
             (172_799, "47h"),
             (172_800, "2d"),
+            (180_000, "2d2h"),
+            (800 * 86_400, "2y70d"),
             (-5, "0s"),
         ] {
-            let since = Time(jiff::Timestamp::from_second(1_000_000 - seconds).expect("a time"));
+            let since = Time(now - jiff::SignedDuration::from_secs(seconds));
             assert_eq!(age(Some(&since), now), want);
         }
         assert_eq!(age(None, now), "-");

@@ -1,6 +1,5 @@
 //! The processes of the system: the activator, the autoscaler, and the embedded cluster with both inside.
 
-use std::io::Read as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -66,7 +65,7 @@ pub(crate) async fn autoscaler(args: Autoscaler, set_log: SetLog) -> Result<(), 
 /// When an address is taken, or the cluster cannot go on.
 pub(crate) async fn local(args: local::Args, set_log: SetLog) -> Result<(), Failure> {
     let Signals { shutdown, abort } = Signals::install()?;
-    let token = random_token()?;
+    let token = local::random_token().context("cannot read random bytes")?;
     let settle = SETTLE + 2 * Duration::from_millis(args.proxy_delay);
     let system = local::System {
         crds: vec![Route::crd(), Rollout::crd(), Revision::crd()],
@@ -120,15 +119,6 @@ fn autoscaler_part(
         };
         Box::pin(async move { Ok(autoscaler::run(args, client, set_log, shutdown, abort).await?) })
     })
-}
-
-/// 256 random bits in hexadecimal.
-fn random_token() -> anyhow::Result<String> {
-    let mut bytes = [0_u8; 32];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .context("cannot read random bytes")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn process<E: std::error::Error + Send + Sync + 'static>(error: E) -> Failure {

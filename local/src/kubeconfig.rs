@@ -25,7 +25,10 @@ impl Folder {
         let (path, is_ours) = match runtime {
             Some(runtime) => (runtime.join("dormouse"), false),
             None => (
-                std::env::temp_dir().join(format!("dormouse-{}", random()?.get(..16).unwrap_or_default())),
+                std::env::temp_dir().join(format!(
+                    "dormouse-{}",
+                    random_token()?.get(..16).unwrap_or_default()
+                )),
                 true,
             ),
         };
@@ -94,7 +97,10 @@ impl Drop for Folder {
 }
 
 /// 256 random bits in hexadecimal: a token that nobody guesses.
-pub(crate) fn random() -> std::io::Result<String> {
+///
+/// # Errors
+/// When the system gives no random bytes.
+pub fn random_token() -> std::io::Result<String> {
     use std::io::Read;
     let mut bytes = [0_u8; 32];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
@@ -109,7 +115,7 @@ mod tests {
     #[test]
     fn a_kubeconfig_is_readable_by_its_owner_only_and_goes_with_us() {
         let mut folder = Folder::open().expect("a folder");
-        let token = random().expect("random bytes");
+        let token = random_token().expect("random bytes");
         let name = format!("test-{token}");
         let path = folder
             .write(

@@ -34,9 +34,11 @@ mod queue;
 mod run;
 mod system;
 
+pub use api::kubectl_age;
 pub use cluster::{FOLDER_ANNOTATION, NODE, PORT_ANNOTATION, PORTS_ANNOTATION};
 pub use config::{Args, PublishArg, SystemMode};
 pub use files::raise_open_files;
+pub use kubeconfig::random_token;
 pub use pods::pod_main;
 pub use run::{Options, Running, run, start};
 pub use system::{Part, System};

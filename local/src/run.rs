@@ -18,7 +18,7 @@ use crate::api::Api;
 use crate::cluster::{Cluster, NODE};
 use crate::config::{Args, SystemMode};
 use crate::controllers;
-use crate::kubeconfig::{Folder, random};
+use crate::kubeconfig::{Folder, random_token};
 use crate::manifests::{Manifests, Outcome};
 use crate::network::{Directory, Front, Limit, Proxy, Publish};
 use crate::pods::{Addresses, Logs, Runner, Settings, Spawner};
@@ -169,7 +169,7 @@ pub async fn run(args: Args, system: System, shutdown: CancellationToken) -> any
     let front_listener = listen(args.listen, "--listen").await?;
     let api_address = api_listener.local_addr()?;
     let front_address = front_listener.local_addr()?;
-    let token = random()?;
+    let token = random_token()?;
     api.add_token(token.clone(), "system:admin");
     let mut folder = Folder::open().context("making a folder for the kubeconfig")?;
     let kubeconfig = folder
@@ -271,7 +271,7 @@ async fn start_system(
         SystemMode::Pods => {
             let (mut paths, mut last_token) = (Vec::new(), String::new());
             for name in ["dormouse-activator", "dormouse-autoscaler"] {
-                let token = random()?;
+                let token = random_token()?;
                 api.add_token(token.clone(), system::account(name).as_str());
                 let file = format!("{name}.kubeconfig");
                 paths.push(folder.write(None, &file, api_address, &token, crds::names::SYSTEM_NAMESPACE)?);

@@ -92,12 +92,14 @@ fn size(object: &Value, key: &str) -> usize {
 /// How long ago that was, as `kubectl` says it.
 pub(crate) fn age_of(timestamp: &str) -> String {
     match timestamp.parse::<jiff::Timestamp>() {
-        Ok(then) => human(jiff::Timestamp::now().duration_since(then).as_secs()),
+        Ok(then) => kubectl_age(jiff::Timestamp::now().duration_since(then).as_secs()),
         Err(_) => "<unknown>".to_owned(),
     }
 }
 
-fn human(seconds: i64) -> String {
+/// So many seconds, as `kubectl` says ages: `3h20m`.
+#[must_use]
+pub fn kubectl_age(seconds: i64) -> String {
     let pair = |big: i64, big_unit: &str, small: i64, small_unit: &str| {
         if small == 0 {
             format!("{big}{big_unit}")
@@ -212,7 +214,7 @@ pub(crate) fn of(resource: &Resource) -> Vec<Column> {
 
 #[cfg(test)]
 mod tests {
-    use super::human;
+    use super::kubectl_age;
 
     #[test]
     fn ages_read_as_kubectl_writes_them() {
@@ -230,7 +232,7 @@ mod tests {
             (864_000, "10d"),
             (-5, "<invalid>"),
         ] {
-            assert_eq!(human(seconds), expected, "{seconds}");
+            assert_eq!(kubectl_age(seconds), expected, "{seconds}");
         }
     }
 }

@@ -60,6 +60,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use self::addresses::Addresses;
+pub use self::columns::kubectl_age;
 use self::resources::Registry;
 pub use self::server::{path_of, serve};
 use self::store::Store;
