@@ -15,6 +15,7 @@ use crate::failure::Failure;
 /// Conditions that only the running autoscaler can know; the others are looked at live.
 const ONLY_SEEN: &[&str] = &[
     condition::WORKLOAD_HEALTHY,
+    condition::DEPENDENCIES,
     condition::SELECTOR_CONFLICT,
     condition::REPLICAS_CONFLICT,
     condition::FAIL_OPEN,
@@ -210,6 +211,14 @@ mod tests {
         let healthy = [(condition::CAPTURED, true, reason::PROBED)];
         let rows: Vec<Row> = vec![
             (Some(route(&healthy)), vec![], vec![(Mark::Good, "Captured")]),
+            (
+                Some(route(&[
+                    (condition::CAPTURED, true, reason::PROBED),
+                    (condition::DEPENDENCIES, true, reason::OK),
+                ])),
+                vec![],
+                vec![(Mark::Good, "Captured")],
+            ),
             (None, vec![], vec![(Mark::Stop, "NotSeen")]),
             (Some(route(&[])), vec![], vec![(Mark::Warning, "Capturing")]),
             (
@@ -228,6 +237,7 @@ mod tests {
                     (condition::WORKLOAD_HEALTHY, false, reason::CRASH_LOOP),
                     (condition::FAIL_OPEN, false, reason::OK),
                     (condition::SCALED_BY_HPA, true, reason::HPA),
+                    (condition::DEPENDENCIES, false, reason::DEPENDENCY_NOT_FOUND),
                     (condition::REPLICAS_CONFLICT, true, reason::FOREIGN_MANAGER),
                 ])),
                 vec![finding(
@@ -238,6 +248,7 @@ mod tests {
                 vec![
                     (Mark::Stop, "CrashLoopBackOff"),
                     (Mark::Warning, "ForeignManager"),
+                    (Mark::Warning, "DependencyNotFound"),
                     (Mark::Good, "Captured"),
                     (Mark::Good, "HorizontalPodAutoscaler"),
                 ],

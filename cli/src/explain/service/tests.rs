@@ -1,4 +1,4 @@
-use super::text::captured;
+use super::text::{captured, good};
 use super::*;
 use crate::output::Paint;
 use crds::RouteSpec;
@@ -208,4 +208,20 @@ fn only_the_newest_events_are_shown() {
     let found = relevant(&events, "shop", "web", None, std::iter::empty());
     let times: Vec<_> = found.iter().map(|said| said.at.clone()).collect();
     assert_eq!(times, (12..20).map(|second| Some(at(second))).collect::<Vec<_>>());
+}
+
+#[test]
+fn each_condition_is_good_as_its_user_wants_it() {
+    for (kind, wanted) in [
+        (condition::CAPTURED, true),
+        (condition::DEPENDENCIES, true),
+        (condition::WORKLOAD_HEALTHY, true),
+        (condition::FAIL_OPEN, false),
+        (condition::REPLICAS_CONFLICT, false),
+    ] {
+        for status in [true, false] {
+            let found = condition::condition(kind, status, reason::OK, "", None, at(0));
+            assert_eq!(good(&found), status == wanted, "{kind} {status}");
+        }
+    }
 }

@@ -203,6 +203,7 @@ pub(crate) fn good(found: &Condition) -> bool {
     let wanted = match found.type_.as_str() {
         condition::CAPTURED
         | condition::CONFIGURATION_VALID
+        | condition::DEPENDENCIES
         | condition::FULLY_ACTIVE
         | condition::WORKLOAD_HEALTHY => "True",
         // That an HPA scales is neither good nor bad.
