@@ -62,13 +62,13 @@ pub(crate) fn yaml<T: Serialize>(value: &T) -> Result<String, Failure> {
     Ok(text)
 }
 
-/// Columns padded to their longest cell; the last is not padded.
+/// Columns padded to their longest cell, as it is seen; the last is not padded.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter()
             .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count())
+            .map(|cell| seen_width(cell))
             .max()
             .unwrap_or(0)
     };
@@ -77,12 +77,31 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     for row in rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
-            line.push_str(&format!("{cell:<width$}   "));
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', width - seen_width(cell) + 3));
         }
         text.push_str(line.trim_end());
         text.push('\n');
     }
     text
+}
+
+/// Letters of `text`, but for those that only change colour.
+fn seen_width(text: &str) -> usize {
+    let mut coloured = false;
+    let seen = text.chars().filter(|letter| match letter {
+        '\x1b' => {
+            coloured = true;
+            false
+        }
+        // Codes of colour end with it.
+        'm' if coloured => {
+            coloured = false;
+            false
+        }
+        _ => !coloured,
+    });
+    seen.count()
 }
 
 /// The time of day, here.
@@ -148,6 +167,11 @@ impl Paint {
     #[cfg(test)]
     pub(crate) fn never() -> Self {
         Self(false)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn always() -> Self {
+        Self(true)
     }
 
     fn with(self, code: &str, text: &str) -> String {
@@ -235,5 +259,20 @@ mod tests {
             .map(|row| row.iter().map(ToString::to_string).collect())
             .collect();
         assert_eq!(table(&rows), "A     LONG   C\naaa   b\n");
+    }
+
+    #[test]
+    fn colour_takes_no_place_in_a_column() {
+        let paint = Paint::always();
+        let rows = [
+            [paint.good("True"), "a".to_owned()],
+            [paint.warn("False"), "b".to_owned()],
+            ["-".to_owned(), "c".to_owned()],
+        ];
+        let text = table(&rows.map(|row| row.to_vec()));
+        assert_eq!(
+            text,
+            "\x1b[32mTrue\x1b[0m    a\n\x1b[33mFalse\x1b[0m   b\n-       c\n"
+        );
     }
 }

@@ -226,14 +226,12 @@ fn evidence(rollout: &Rollout, status: &RolloutStatus, now: Timestamp) -> String
     let rows = match (analysis.mode, &status.evidence, &status.attempt) {
         (AnalysisMode::Threshold, _, Some(attempt)) => {
             let ticks = &attempt.ticks;
-            let looked = age(ticks.last_at.as_ref().map(time).as_ref(), now);
-            let mut rows = vec![(
-                "failed",
-                format!(
-                    "{} of {} looks, the last {looked} ago",
-                    ticks.failed_checks, analysis.threshold
-                ),
-            )];
+            let last = match ticks.last_at.as_ref().map(time) {
+                Some(at) => format!("the last {} ago", age(Some(&at), now)),
+                None => "none yet".to_owned(),
+            };
+            let failed = format!("{} of {} looks, {last}", ticks.failed_checks, analysis.threshold);
+            let mut rows = vec![("failed", failed)];
             if analysis.iterations > 0 {
                 rows.push((
                     "good",

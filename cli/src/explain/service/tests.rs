@@ -121,7 +121,7 @@ Wakes
   max   1.5 ms   8.5 ms     240 ms   3.0 ms    253 ms
 
 Conditions
-  Captured   True      SelfProbeLanded   a probe through 10.0.0.1:80 landed on activator a-1
+  Captured   True   SelfProbeLanded   a probe through 10.0.0.1:80 landed on activator a-1
 
 Events
   40s   deployment/web   Woken   Deployment web

@@ -181,11 +181,10 @@ fn conditions(explained: &Explained, paint: Paint) -> String {
         .conditions
         .iter()
         .map(|condition| {
-            let status = format!("{:<7}", condition.status);
             let status = if good(condition) {
-                paint.good(&status)
+                paint.good(&condition.status)
             } else {
-                paint.warn(&status)
+                paint.warn(&condition.status)
             };
             vec![
                 format!("  {}", condition.type_),

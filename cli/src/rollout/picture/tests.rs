@@ -209,6 +209,10 @@ fn looks_are_counted_when_a_threshold_decides() {
         text.contains("judged by    a look each 60s, rolled back after 5 failed ones"),
         "{text}"
     );
+    let status = ticking.status.as_mut().expect("a status");
+    status.attempt.as_mut().expect("an attempt").ticks = TickStatus::default();
+    let text = drawn(&ticking);
+    assert!(text.contains("failed       0 of 5 looks, none yet\n"), "{text}");
 }
 
 /// The line of steps at 20 %, after one weight, without mirror and bake.
