@@ -5,21 +5,20 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use crds::condition;
 use crds::names;
 use crds::route::{Phase, Route};
-use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Pod, Service};
-use kube::api::{Patch, PatchParams, WatchParams};
+use kube::api::{Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::WatchEvent;
+use kube::runtime::watcher;
 use kube::{Api, Client, Config, ResourceExt};
+use parking_lot::Mutex;
 use tokio::process::Command;
 
 use super::app::App;
@@ -27,7 +26,7 @@ use super::embedded::Embedded;
 use super::load::answer;
 use super::process::{alive, descendants, variable};
 use super::real::{NODE_IP, Real, real};
-use super::wait::{eventually, wait_for};
+use super::wait::{eventually, notes, wait_for};
 use super::witness::Witness;
 use super::{apply, binaries};
 
@@ -379,28 +378,16 @@ impl Cluster {
     /// The most replicas that a Deployment ever wants from now on, as far as is known when it is read.
     ///
     /// # Errors
-    /// The cluster refuses.
-    pub async fn watch_peak(&self, deployment: &str) -> Result<Arc<AtomicI32>> {
-        let peak = Arc::new(AtomicI32::new(0));
-        let api = self.api::<Deployment>();
-        let from = api
-            .list(&Default::default())
-            .await?
-            .metadata
-            .resource_version
-            .unwrap_or_default();
-        let parameters = WatchParams::default().fields(&format!("metadata.name={deployment}"));
-        let mut events = api.watch(&parameters, &from).await?.boxed();
-        let highest = peak.clone();
-        tokio::spawn(async move {
-            while let Some(Ok(event)) = events.next().await {
-                if let WatchEvent::Added(deployment) | WatchEvent::Modified(deployment) = event {
-                    let replicas = deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1);
-                    highest.fetch_max(replicas, Ordering::SeqCst);
-                }
+    /// The API does not answer.
+    pub async fn watch_peak(&self, deployment: &str) -> Result<Arc<Mutex<i32>>> {
+        let config = watcher::Config::default().fields(&format!("metadata.name={deployment}"));
+        notes(self.api::<Deployment>(), config, |peak: &mut i32, deployments| {
+            let wanted = |deployment: &Deployment| deployment.spec.as_ref().and_then(|spec| spec.replicas);
+            for deployment in deployments.values() {
+                *peak = wanted(deployment).unwrap_or(1).max(*peak);
             }
-        });
-        Ok(peak)
+        })
+        .await
     }
 
     /// Waits until exactly `count` ready pods of the system have names that begin with `name`.

@@ -4,23 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use crds::Rollout;
 use crds::names::{COMMAND_ANNOTATION, REVISION_LABEL};
 use crds::rollout::{Phase, RolloutStatus};
 use crds::route::{FULL_WEIGHT, Route};
-use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Event, Pod};
-use kube::api::{Patch, PatchParams, WatchParams};
-use kube::core::WatchEvent;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use super::app::App;
 use super::apply::apply;
 use super::cluster::{Cluster, SOON};
-use super::wait::{eventually, wait_for};
+use super::wait::{eventually, notes, wait_for};
 
 /// Revisions of which pods were seen, and the most pods at one time.
 #[derive(Clone, Debug, Default)]
@@ -131,6 +131,16 @@ impl Cluster {
         .await
     }
 
+    /// Applies an application and a Rollout of it, and returns its first revision once that has all traffic.
+    ///
+    /// # Errors
+    /// The cluster refuses, or it has not within a minute and a half.
+    pub async fn adopt(&self, app: &App, spec: Value) -> Result<String> {
+        self.apply(app).await?;
+        self.apply_rollout(app.name(), spec).await?;
+        Ok(self.wait_adopted(app.name()).await?.stable_revision)
+    }
+
     /// Waits until the candidate has `weight` (`50%`) and every activator has acknowledged it.
     ///
     /// # Errors
@@ -237,42 +247,17 @@ impl Cluster {
     /// Notes the pods with label `app` that there are from now on.
     ///
     /// # Errors
-    /// The cluster refuses.
+    /// The API does not answer.
     pub async fn watch_pods(&self, app: &str) -> Result<Arc<Mutex<PodsSeen>>> {
-        let api: Api<Pod> = self.api();
-        let labels = format!("app={app}");
-        let now = api
-            .list(&kube::api::ListParams::default().labels(&labels))
-            .await?;
-        let from = now.metadata.resource_version.clone().context("a version")?;
-        let seen = Arc::new(Mutex::new(PodsSeen::default()));
-        let mut alive = BTreeSet::new();
-        for pod in &now.items {
-            note(&mut seen.lock(), &mut alive, pod);
-        }
-        let mut events = api
-            .watch(&WatchParams::default().labels(&labels), &from)
-            .await?
-            .boxed();
-        let notes = Arc::clone(&seen);
-        tokio::spawn(async move {
-            while let Some(Ok(event)) = events.next().await {
-                match event {
-                    WatchEvent::Added(pod) | WatchEvent::Modified(pod) => {
-                        note(&mut notes.lock(), &mut alive, &pod);
-                    }
-                    WatchEvent::Deleted(pod) => drop(alive.remove(&pod.name_any())),
-                    WatchEvent::Bookmark(_) | WatchEvent::Error(_) => {}
-                }
-            }
-        });
-        Ok(seen)
+        let config = watcher::Config::default().labels(&format!("app={app}"));
+        notes(self.api::<Pod>(), config, PodsSeen::note).await
     }
 }
 
-fn note(seen: &mut PodsSeen, alive: &mut BTreeSet<String>, pod: &Pod) {
-    let revision = pod.labels().get(REVISION_LABEL).cloned().unwrap_or_default();
-    seen.revisions.insert(revision);
-    alive.insert(pod.name_any());
-    seen.most = seen.most.max(alive.len());
+impl PodsSeen {
+    fn note(&mut self, pods: &BTreeMap<String, Pod>) {
+        let revision = |pod: &Pod| pod.labels().get(REVISION_LABEL).cloned().unwrap_or_default();
+        self.revisions.extend(pods.values().map(revision));
+        self.most = self.most.max(pods.len());
+    }
 }

@@ -14,20 +14,13 @@ const MOST_FAILED: u64 = 181 / 10;
 #[test]
 fn a_release_that_fails_a_tenth_is_taken_out_and_let_in_when_it_is_told_to_try_again() {
     e2e::scenario("r03", System::Pods, async |cluster: &mut Cluster| {
-        cluster
-            .apply(&App::new("web").replicas(2).annotate("min-scale", "1"))
-            .await?;
-        cluster
-            .apply_rollout(
-                "web",
-                json!({
-                    "strategy": { "minStepDuration": "1s" },
-                    "analysis": { "bake": "2s" },
-                    "config": { "settle": "1s" },
-                }),
-            )
-            .await?;
-        let stable = cluster.wait_adopted("web").await?.stable_revision;
+        let app = App::new("web").replicas(2).annotate("min-scale", "1");
+        let spec = json!({
+            "strategy": { "minStepDuration": "1s" },
+            "analysis": { "bake": "2s" },
+            "config": { "settle": "1s" },
+        });
+        let stable = cluster.adopt(&app, spec).await?;
         let load = Load::start("r03", e2e::steady_over(&cluster.urls("web").await?, 50.0)?).await?;
         load.goes_on(50, SOON).await?;
 

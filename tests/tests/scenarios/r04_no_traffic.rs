@@ -3,43 +3,40 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use crds::rollout::RolloutStatus;
 use dormouse_tests::e2e::{self, App, Cluster, Load, SOON, System};
 use serde_json::json;
 
 #[test]
 fn a_release_without_traffic_waits_asleep_says_what_is_missing_and_is_let_in_when_traffic_comes() {
     e2e::scenario("r04", System::Pods, async |cluster: &mut Cluster| {
-        cluster.apply(&App::new("web")).await?;
-        cluster
-            .apply_rollout(
-                "web",
-                json!({
-                    "strategy": { "minStepDuration": "1s" },
-                    "analysis": { "bake": "2s" },
-                    "rollback": { "keepWarm": "0s" },
-                    "config": { "settle": "1s" },
-                }),
-            )
-            .await?;
-        let stable = cluster.wait_adopted("web").await?.stable_revision;
+        let app = App::new("web");
+        let spec = json!({
+            "strategy": { "minStepDuration": "1s" },
+            "analysis": { "bake": "2s" },
+            "rollback": { "keepWarm": "0s" },
+            "config": { "settle": "1s" },
+        });
+        let stable = cluster.adopt(&app, spec).await?;
         cluster.release("web", &[("VERSION", "v2")]).await?;
         let limit = Duration::from_secs(60);
         let waiting = cluster.wait_weight("web", "5%", limit).await?;
         cluster.wait_asleep("web", limit).await?;
+        let pods = cluster.watch_pods("web").await?;
+        let moved = |status: &RolloutStatus| {
+            status.candidate_revision != waiting.candidate_revision || status.weight != "5%"
+        };
         // Long enough for a rule that takes silence for failure: six of its looks, at two seconds each.
-        let still = cluster
-            .wait_rollout("web", "it changes its mind", Duration::from_secs(12), |status| {
-                status.candidate_revision != waiting.candidate_revision || status.weight != "5%"
-            })
-            .await;
-        ensure!(still.is_err(), "without a request: {still:#?}");
+        let moves = cluster.wait_rollout("web", "it changes its mind", limit, moved);
+        let quiet = tokio::time::timeout(Duration::from_secs(12), moves).await;
+        ensure!(quiet.is_err(), "without a request: {quiet:#?}");
         let status = cluster.rollout_status("web").await?;
+        ensure!(!moved(&status), "without a request: {status:#?}");
         ensure!(
             status.why.contains("0 of its 0 requests") && status.why.contains("more good ones let it in"),
             "it says what is missing: {:?}",
             status.why
         );
-        let pods = cluster.watch_pods("web").await?;
         ensure!(pods.lock().most == 0, "it waits asleep: {pods:?}");
 
         let load = Load::start("r04", e2e::steady_over(&cluster.urls("web").await?, 20.0)?).await?;

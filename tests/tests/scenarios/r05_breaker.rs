@@ -15,20 +15,13 @@ const FOR_ONE: u64 = 22;
 #[test]
 fn without_autoscalers_activators_take_a_bad_release_out_and_the_status_says_so_later() {
     e2e::scenario("r05", System::Pods, async |cluster: &mut Cluster| {
-        cluster
-            .apply(&App::new("web").replicas(2).annotate("min-scale", "1"))
-            .await?;
+        let app = App::new("web").replicas(2).annotate("min-scale", "1");
         let half = json!({ "weight": 50, "pause": "10m" });
-        cluster
-            .apply_rollout(
-                "web",
-                json!({
-                    "strategy": { "steps": [half], "minStepDuration": "1s" },
-                    "config": { "settle": "1s" },
-                }),
-            )
-            .await?;
-        let stable = cluster.wait_adopted("web").await?.stable_revision;
+        let spec = json!({
+            "strategy": { "steps": [half], "minStepDuration": "1s" },
+            "config": { "settle": "1s" },
+        });
+        let stable = cluster.adopt(&app, spec).await?;
         let load = Load::start("r05", e2e::steady_over(&cluster.urls("web").await?, 50.0)?).await?;
         let down = cluster.folder.join("down");
         let known = format!("{}/down", cluster.witness_folder());

@@ -21,19 +21,13 @@ fn four_revisions_sleep_at_zero_a_request_wakes_the_one_it_is_for_and_undo_holds
     e2e::scenario("r06", System::Pods, async |cluster: &mut Cluster| {
         let boot = BOOT.as_millis().to_string();
         let app = App::new("web").env("VERSION", "v1").env("BOOT_DELAY_MS", &boot);
-        cluster.apply(&app).await?;
-        cluster
-            .apply_rollout(
-                "web",
-                json!({
-                    "strategy": { "steps": [{ "weight": 50 }], "minStepDuration": "1s" },
-                    "analysis": { "bake": "0s" },
-                    "rollback": { "keepWarm": "0s" },
-                    "config": { "settle": "1s" },
-                }),
-            )
-            .await?;
-        let first = cluster.wait_adopted("web").await?.stable_revision;
+        let spec = json!({
+            "strategy": { "steps": [{ "weight": 50 }], "minStepDuration": "1s" },
+            "analysis": { "bake": "0s" },
+            "rollback": { "keepWarm": "0s" },
+            "config": { "settle": "1s" },
+        });
+        let first = cluster.adopt(&app, spec).await?;
         let second = promoted(cluster, "v2").await?;
         let third = promoted(cluster, "v3").await?;
         cluster.release("web", &[("VERSION", "v4")]).await?;

@@ -1,6 +1,5 @@
 //! Scenario 7: a hard limit holds over all activators together.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -40,7 +39,7 @@ fn no_pod_ever_sees_two_requests_at_once_when_its_limit_is_one() {
         let mut control = Control::prepare(cluster, 2).await?;
         control.start(burst).await?;
         let control = control.finish().await?;
-        let peak = peak.load(Ordering::SeqCst);
+        let peak = *peak.lock();
         ensure!(peak <= 10, "10 pods at most, there were {peak} at once");
         Ok(format!(
             "100 requests of 300 ms, all 200, never two at once, at most {peak} pods at once: {}{control}",
