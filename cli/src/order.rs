@@ -70,7 +70,8 @@ pub(crate) async fn run(order: Order, args: Args) -> Result<(), Failure> {
         .map_err(|error| failed("read Routes", url, &error))?;
     let route = route.ok_or_else(|| {
         no(format!(
-            "Service {namespace}/{name} has no Route: it is not opted in; `dormouse explain {name}` says more"
+            "no Route for Service {name} in namespace {namespace}: it is not opted in, or the autoscaler has not seen it; \
+             `dormouse explain {name} -n {namespace}` says which"
         ))
     })?;
     let captured =
