@@ -90,6 +90,28 @@ pub(crate) struct Scope {
     pub(crate) namespace: Option<String>,
 }
 
+/// How objects are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// As JSON; of a watch one line for each change.
+    Json,
+    /// As YAML; of a watch one document for each change.
+    Yaml,
+    /// The table, with more columns.
+    Wide,
+}
+
+impl Format {
+    /// `None`: for people.
+    pub(crate) fn data(self) -> Option<Data> {
+        match self {
+            Self::Json => Some(Data::Json),
+            Self::Yaml => Some(Data::Yaml),
+            Self::Wide => None,
+        }
+    }
+}
+
 /// How data is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Data {

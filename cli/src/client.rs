@@ -7,11 +7,16 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crds::names::CLI_MANAGER;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use kube::api::{Patch, PatchParams};
 use kube::client::ConfigExt as _;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Config, Resource};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tower::{BoxError, ServiceBuilder};
 
 use crate::args::{Cluster, Scope};
@@ -33,6 +38,35 @@ pub(crate) struct Connected {
     pub(crate) namespace: String,
     /// The API server's address, for messages.
     pub(crate) url: String,
+}
+
+impl Connected {
+    /// Objects of all namespaces, or of the one that is looked at.
+    pub(crate) fn api<K>(&self, all_namespaces: bool) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        match all_namespaces {
+            true => Api::all(self.client.clone()),
+            false => Api::namespaced(self.client.clone(), &self.namespace),
+        }
+    }
+}
+
+/// Writes a part of an object, in the name of who typed a command.
+///
+/// # Errors
+/// When the server refuses, or does not answer.
+pub(crate) async fn merge<K>(api: &Api<K>, name: &str, part: &Value) -> Result<(), kube::Error>
+where
+    K: Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let params = PatchParams {
+        field_manager: Some(CLI_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    api.patch(name, &params, &Patch::Merge(part)).await.map(drop)
 }
 
 /// Connects for a command that a person typed.

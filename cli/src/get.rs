@@ -1,8 +1,8 @@
 //! `dormouse get`: the Services that Dormouse knows, once or as they change.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
-use clap::ValueEnum;
 use crds::Route;
 use crds::condition;
 use jiff::Timestamp;
@@ -10,7 +10,7 @@ use kube::api::ListParams;
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
 
-use crate::args::{Data, Scope};
+use crate::args::{Format, Scope};
 use crate::changes::{Change, follow};
 use crate::client::{Connected, connect, failed};
 use crate::failure::Failure;
@@ -34,25 +34,11 @@ pub(crate) struct Args {
     output: Option<Format>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// The Routes as JSON; with --watch one line for each change.
-    Json,
-    /// The Routes as YAML; with --watch one document for each change.
-    Yaml,
-    /// The table, with more columns.
-    Wide,
-}
-
 /// # Errors
 /// When the cluster cannot be asked, or the named Service is not known.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let connected = connect(&args.scope).await?;
-    let api: Api<Route> = if args.all_namespaces {
-        Api::all(connected.client.clone())
-    } else {
-        Api::namespaced(connected.client.clone(), &connected.namespace)
-    };
+    let api: Api<Route> = connected.api(args.all_namespaces);
     if args.watch {
         watch(&args, api, &connected).await
     } else {
@@ -79,28 +65,19 @@ async fn once(args: &Args, api: &Api<Route>, connected: &Connected) -> Result<()
     } else {
         format!("namespace {}", connected.namespace)
     };
-    match (&args.name, args.output) {
+    match (&args.name, args.output.and_then(Format::data)) {
         (Some(name), _) if routes.is_empty() => Err(Failure::No(Some(format!(
             "no Route for Service {name} in {place}: it is not opted in, or the autoscaler has not seen it; `dormouse \
              explain {name}` says which"
         )))),
-        (Some(_), Some(Format::Json)) if !args.all_namespaces => {
-            output::print(&output::data(&routes[0], Data::Json)?)
-        }
-        (Some(_), Some(Format::Yaml)) if !args.all_namespaces => {
-            output::print(&output::data(&routes[0], Data::Yaml)?)
-        }
-        (_, Some(Format::Json)) => output::print(&output::data(&list(&routes), Data::Json)?),
-        (_, Some(Format::Yaml)) => output::print(&output::data(&list(&routes), Data::Yaml)?),
-        (_, format) => {
+        (Some(_), Some(data)) if !args.all_namespaces => output::print(&output::data(&routes[0], data)?),
+        (_, Some(data)) => output::print(&output::data(&output::list(&routes), data)?),
+        (_, None) => {
             if routes.is_empty() {
                 eprintln!("No Service in {place} is opted in with dormouse.dev/scale-to-zero: \"true\".");
                 return Ok(());
             }
-            let columns = Columns {
-                namespace: args.all_namespaces,
-                wide: format == Some(Format::Wide),
-            };
+            let columns = Columns::of(args);
             let now = Timestamp::now();
             let mut rows = vec![columns.head()];
             rows.extend(routes.iter().map(|route| columns.row(route, now)));
@@ -109,65 +86,60 @@ async fn once(args: &Args, api: &Api<Route>, connected: &Connected) -> Result<()
     }
 }
 
-fn list(routes: &[Route]) -> serde_json::Value {
-    serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": routes })
-}
-
 /// What a watcher of phases wants to see change: not each new time of the last request.
-type Shown = (String, String, String);
+type Shown = [String; 4];
 
 async fn watch(args: &Args, api: Api<Route>, connected: &Connected) -> Result<(), Failure> {
     let mut config = watcher::Config::default();
     if let Some(name) = &args.name {
         config = config.fields(&format!("metadata.name={name}"));
     }
-    let columns = Columns {
-        namespace: args.all_namespaces,
-        wide: args.output == Some(Format::Wide),
-    };
-    if matches!(args.output, None | Some(Format::Wide)) {
+    let columns = Columns::of(args);
+    let data = args.output.and_then(Format::data);
+    if data.is_none() {
         output::print(&columns.watch_line("TIME", &columns.head()))?;
     }
     let mut seen: HashMap<String, Shown> = HashMap::new();
-    follow(api, config, connected, "Routes", |change| match change {
-        Change::Now(route) => {
-            let now = shown(&route);
-            if seen.insert(output::key(&route), now.clone()) == Some(now) {
-                return Ok(());
+    follow(api, config, connected, "Routes", |change| {
+        let text = match change {
+            Change::Now(mut route) => {
+                let now = shown(&route);
+                let before = seen.insert(output::key(&route), now.clone());
+                route.managed_fields_mut().clear();
+                match data {
+                    Some(data) => output::change(&route, data)?,
+                    None if before == Some(now) => String::new(),
+                    None => {
+                        columns.watch_line(&output::time_of_day(), &columns.row(&route, Timestamp::now()))
+                    }
+                }
             }
-            output::print(&line(args.output, columns, route)?)
-        }
-        Change::Gone(route) => {
-            seen.remove(&output::key(&route));
-            if !matches!(args.output, None | Some(Format::Wide)) {
-                return Ok(());
+            Change::Gone(route) => {
+                seen.remove(&output::key(&route));
+                match data {
+                    Some(_) => String::new(),
+                    None => {
+                        let cells = output::gone(&route, columns.namespace);
+                        columns.watch_line(&output::time_of_day(), &cells)
+                    }
+                }
             }
-            output::print(
-                &columns.watch_line(&output::time_of_day(), &output::gone(&route, columns.namespace)),
-            )
-        }
+            Change::Listed => String::new(),
+        };
+        output::print(&text)?;
+        Ok(ControlFlow::Continue(()))
     })
     .await
 }
 
-fn line(format: Option<Format>, columns: Columns, mut route: Route) -> Result<String, Failure> {
-    route.managed_fields_mut().clear();
-    match format {
-        Some(Format::Json) => output::change(&route, Data::Json),
-        Some(Format::Yaml) => output::change(&route, Data::Yaml),
-        None | Some(Format::Wide) => {
-            Ok(columns.watch_line(&output::time_of_day(), &columns.row(&route, Timestamp::now())))
-        }
-    }
-}
-
 fn shown(route: &Route) -> Shown {
     let status = route.status.clone().unwrap_or_default();
-    (
+    [
         status.phase.map(|phase| phase.to_string()).unwrap_or_default(),
         status.pods,
+        status.weights,
         status.why,
-    )
+    ]
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -177,6 +149,13 @@ struct Columns {
 }
 
 impl Columns {
+    fn of(args: &Args) -> Self {
+        Self {
+            namespace: args.all_namespaces,
+            wide: args.output == Some(Format::Wide),
+        }
+    }
+
     fn head(self) -> Vec<String> {
         let mut head = vec!["NAME", "PHASE", "PODS", "WEIGHTS", "WHY", "LAST-REQUEST", "AGE"];
         if self.namespace {
@@ -281,14 +260,23 @@ mod tests {
     }
 
     #[test]
-    fn only_phase_pods_and_reason_make_a_new_line() {
+    fn what_the_table_says_makes_a_new_line_but_not_the_time_of_a_request() {
         let (a, mut b) = (route(), route());
         let status = b.status.as_mut().expect("a status");
         status.last_request = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
             Timestamp::now(),
         ));
         assert_eq!(shown(&a), shown(&b));
-        b.status.as_mut().expect("a status").pods = "3/3".to_owned();
-        assert_ne!(shown(&a), shown(&b));
+        let changes: [fn(&mut RouteStatus); 4] = [
+            |status| status.phase = Some(Phase::Asleep),
+            |status| status.pods = "3/3".to_owned(),
+            |status| status.weights = "web=95,web-2=5".to_owned(),
+            |status| status.why = "no requests".to_owned(),
+        ];
+        for change in changes {
+            let mut b = route();
+            change(b.status.as_mut().expect("a status"));
+            assert_ne!(shown(&a), shown(&b));
+        }
     }
 }

@@ -2,19 +2,17 @@
 
 use std::time::Duration;
 
-use crds::names::{CLI_MANAGER, COMMAND_ANNOTATION};
+use crds::names::COMMAND_ANNOTATION;
 use crds::route::{Phase, RouteStatus};
 use crds::{Route, condition};
-use futures::TryStreamExt as _;
 use jiff::Timestamp;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher::watch_object;
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::args::Scope;
-use crate::client::{connect, failed};
+use crate::changes::follow_one;
+use crate::client::{Connected, connect, failed, merge};
 use crate::explain::service_name;
 use crate::failure::Failure;
 use crate::{duration, output};
@@ -84,6 +82,7 @@ pub(crate) async fn run(order: Order, args: Args) -> Result<(), Failure> {
     }
     let mut ask = Ask {
         order,
+        connected: &connected,
         api,
         name,
         command: String::new(),
@@ -91,9 +90,7 @@ pub(crate) async fn run(order: Order, args: Args) -> Result<(), Failure> {
         last: RouteStatus::default(),
     };
     if args.no_wait {
-        ask.write()
-            .await
-            .map_err(|error| failed("write the order to the Route", url, &error))?;
+        ask.write().await?;
         return output::print(&format!("{namespace}/{name}: asked to {}\n", order.word()));
     }
     let waited = tokio::time::timeout(args.timeout, ask.until_done()).await;
@@ -106,10 +103,7 @@ pub(crate) async fn run(order: Order, args: Args) -> Result<(), Failure> {
         Ok(Ok(Done::Yes(how))) => output::print(&format!("{namespace}/{name}: {how}, pods {pods}\n")),
         Ok(Ok(Done::Refused)) => Err(no(format!("{namespace}/{name} does not {}: {why}", order.word()))),
         Ok(Ok(Done::Gone)) => Err(no(format!("{namespace}/{name} is no longer opted in"))),
-        Ok(Err(Trouble::Write(error))) => Err(failed("write the order to the Route", url, &error)),
-        Ok(Err(Trouble::Watch(error))) => {
-            Err(Failure::Api(format!("cannot watch the Route at {url}: {error}")))
-        }
+        Ok(Err(failure)) => Err(failure),
         Err(_) if ask.last.command != ask.command => Err(no(format!(
             "{namespace}/{name}: no autoscaler took the order within {:?}; `dormouse doctor` says whether one runs",
             args.timeout
@@ -139,14 +133,10 @@ enum Done {
     Gone,
 }
 
-enum Trouble {
-    Write(kube::Error),
-    Watch(kube::runtime::watcher::Error),
-}
-
 /// One order, given again while it is refused: between two requests there may be a quiet moment.
 struct Ask<'a> {
     order: Order,
+    connected: &'a Connected,
     api: Api<Route>,
     name: &'a str,
     /// As it stands on the Route.
@@ -158,41 +148,34 @@ struct Ask<'a> {
 }
 
 impl Ask<'_> {
-    async fn until_done(&mut self) -> Result<Done, Trouble> {
+    async fn until_done(&mut self) -> Result<Done, Failure> {
         let patience = Instant::now() + PATIENCE;
         loop {
-            self.write().await.map_err(Trouble::Write)?;
-            match self.wait().await.map_err(Trouble::Watch)? {
+            self.write().await?;
+            match self.wait().await? {
                 Done::Refused if Instant::now() < patience => tokio::time::sleep(PAUSE).await,
                 done => return Ok(done),
             }
         }
     }
 
-    async fn write(&mut self) -> Result<(), kube::Error> {
+    async fn write(&mut self) -> Result<(), Failure> {
         self.given = Timestamp::now();
         self.command = format!("{}@{:016x}", self.order.word(), nonce(self.given));
         let patch = json!({ "metadata": { "annotations": { COMMAND_ANNOTATION: self.command } } });
-        let params = PatchParams {
-            field_manager: Some(CLI_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        self.api
-            .patch(self.name, &params, &Patch::Merge(&patch))
+        merge(&self.api, self.name, &patch)
             .await
-            .map(drop)
+            .map_err(|error| failed("write the order to the Route", &self.connected.url, &error))
     }
 
-    async fn wait(&mut self) -> Result<Done, kube::runtime::watcher::Error> {
-        let mut changes = std::pin::pin!(watch_object(self.api.clone(), self.name));
-        while let Some(route) = changes.try_next().await? {
-            let Some(route) = route else { return Ok(Done::Gone) };
-            self.last = route.status.unwrap_or_default();
-            if let Some(done) = done(self.order, &self.last, &self.command, self.given) {
-                return Ok(done);
-            }
-        }
-        Ok(Done::Gone)
+    async fn wait(&mut self) -> Result<Done, Failure> {
+        let (order, command, given, last) = (self.order, &self.command, self.given, &mut self.last);
+        let check = |route: Route| {
+            *last = route.status.unwrap_or_default();
+            done(order, last, command, given)
+        };
+        let found = follow_one(self.api.clone(), self.name, self.connected, "the Route", check).await?;
+        Ok(found.unwrap_or(Done::Gone))
     }
 }
 

@@ -49,6 +49,11 @@ pub(crate) fn change<T: Serialize>(value: &T, format: Data) -> Result<String, Fa
     }
 }
 
+/// Objects as `kubectl get` gives several.
+pub(crate) fn list<T: Serialize>(objects: &[T]) -> serde_json::Value {
+    serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": objects })
+}
+
 /// `value` as YAML.
 ///
 /// # Errors

@@ -2,20 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Write as _};
-use std::pin::pin;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use crds::Route;
-use crds::names::{CLI_MANAGER, LEASE, RELEASE_ALL_ANNOTATION, SYSTEM_NAMESPACE};
-use futures::TryStreamExt as _;
+use crds::names::{LEASE, RELEASE_ALL_ANNOTATION, SYSTEM_NAMESPACE};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::ListParams;
 use kube::runtime::watcher;
-use kube::{Api, ResourceExt as _};
+use kube::Api;
 use serde_json::json;
 
 use crate::args::{Cluster, Scope};
-use crate::client::{Connected, connect, failed};
+use crate::changes::{Change, follow};
+use crate::client::{Connected, connect, failed, merge};
 use crate::failure::Failure;
 use crate::{duration, output};
 
@@ -56,17 +56,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
         Err(error) => return Err(failed("list Routes", &connected.url, &error)),
     };
-    let left: BTreeSet<String> = found.iter().map(key).collect();
+    let left: BTreeSet<String> = found.iter().map(output::key).collect();
     if !left.is_empty() {
         confirm(&args, left.len(), &connected.url)?;
     }
     ask(&args, &connected, left.is_empty()).await?;
     release(&args, routes, left, &connected).await?;
     output::print(&last_words(&args.system_namespace))
-}
-
-fn key(route: &Route) -> String {
-    format!("{}/{}", route.namespace().unwrap_or_default(), route.name_any())
 }
 
 fn confirm(args: &Args, count: usize, url: &str) -> Result<(), Failure> {
@@ -92,11 +88,7 @@ fn confirm(args: &Args, count: usize, url: &str) -> Result<(), Failure> {
 async fn ask(args: &Args, connected: &Connected, nothing_left: bool) -> Result<(), Failure> {
     let leases: Api<Lease> = Api::namespaced(connected.client.clone(), &args.system_namespace);
     let patch = json!({ "metadata": { "annotations": { RELEASE_ALL_ANNOTATION: "true" } } });
-    let params = PatchParams {
-        field_manager: Some(CLI_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    match leases.patch(LEASE, &params, &Patch::Merge(&patch)).await {
+    match merge(&leases, LEASE, &patch).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 && nothing_left => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Err(Failure::No(Some(format!(
@@ -123,34 +115,37 @@ async fn release(
         return output::print("No Service is opted in.\n");
     }
     let all = left.len();
-    let watch = async {
-        let mut events = pin!(watcher(routes, watcher::Config::default()));
-        let mut listed = BTreeSet::new();
-        while let Some(event) = events.try_next().await? {
-            match event {
-                watcher::Event::Init => listed.clear(),
-                watcher::Event::InitApply(route) => _ = listed.insert(key(&route)),
-                watcher::Event::InitDone => {
-                    let gone: Vec<_> = left.difference(&listed).cloned().collect();
-                    gone.iter().for_each(|name| given_back(&mut left, name));
-                    left.extend(std::mem::take(&mut listed));
+    let mut there = BTreeSet::new();
+    let watch = follow(
+        routes,
+        watcher::Config::default(),
+        connected,
+        "Routes",
+        |change| {
+            match change {
+                Change::Now(route) => {
+                    there.insert(output::key(&route));
+                    left.insert(output::key(&route));
                 }
-                watcher::Event::Apply(route) => _ = left.insert(key(&route)),
-                watcher::Event::Delete(route) => given_back(&mut left, &key(&route)),
+                Change::Gone(route) => {
+                    there.remove(&output::key(&route));
+                    given_back(&mut left, &output::key(&route));
+                }
+                // Some may have gone between our list and the watch's.
+                Change::Listed => {
+                    let gone: Vec<_> = left.difference(&there).cloned().collect();
+                    gone.iter().for_each(|name| given_back(&mut left, name));
+                }
             }
-            if left.is_empty() {
-                break;
-            }
-        }
-        Ok::<(), watcher::Error>(())
-    };
-    let waited = tokio::time::timeout(args.timeout, watch).await;
-    match waited {
+            Ok(match left.is_empty() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
+        },
+    );
+    match tokio::time::timeout(args.timeout, watch).await {
         Ok(Ok(())) => output::print(&format!("Given back: {all}.\n")),
-        Ok(Err(error)) => Err(Failure::Api(format!(
-            "cannot watch Routes at {}: {error}",
-            connected.url
-        ))),
+        Ok(Err(failure)) => Err(failure),
         Err(_) => Err(Failure::No(Some(format!(
             "after {:?} these are not given back: {}. `dormouse get -A` says why; the autoscaler goes on",
             args.timeout,

@@ -2,18 +2,17 @@
 
 use std::fmt;
 
-use crds::names::{CLI_MANAGER, COMMAND_ANNOTATION, ROLLOUT_LABEL};
+use crds::names::{COMMAND_ANNOTATION, ROLLOUT_LABEL};
 use crds::rollout::RolloutStatus;
 use crds::{Revision, Rollout};
-use futures::TryStreamExt as _;
 use jiff::Timestamp;
-use kube::api::{ListParams, Patch, PatchParams};
-use kube::runtime::watcher::{self, watch_object};
+use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
 use super::{Order, lookup, no};
-use crate::client::{Connected, connect, failed};
+use crate::changes::follow_one;
+use crate::client::{Connected, connect, failed, merge};
 use crate::failure::Failure;
 use crate::output;
 
@@ -59,26 +58,24 @@ pub(super) async fn run(verb: Verb, order: Order) -> Result<(), Failure> {
     let api: Api<Rollout> = Api::namespaced(connected.client.clone(), &connected.namespace);
     let name = rollout.name_any();
     let patch = json!({ "metadata": { "annotations": { COMMAND_ANNOTATION: text } } });
-    let params = PatchParams {
-        field_manager: Some(CLI_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    api.patch(&name, &params, &Patch::Merge(&patch))
+    merge(&api, &name, &patch)
         .await
         .map_err(|error| failed("write the command to the Rollout", &connected.url, &error))?;
     if order.no_wait {
         return output::print(&format!("{about}: asked to {verb}\n"));
     }
     let mut last = rollout.status.unwrap_or_default();
-    let waited = tokio::time::timeout(order.timeout, answer(api, &name, &text, &mut last)).await;
+    // Waits until the status names the command.
+    let answered = follow_one(api, &name, &connected, "the Rollout", |rollout| {
+        last = rollout.status.unwrap_or_default();
+        read(&last, &text)
+    });
+    let waited = tokio::time::timeout(order.timeout, answered).await;
     match waited {
         Ok(Ok(Some(Answer::Obeyed(answer)))) => output::print(&format!("{about}: {answer}\n")),
         Ok(Ok(Some(Answer::Ignored(why)))) => Err(no(format!("{about}: {verb} is ignored: {why}"))),
         Ok(Ok(None)) => Err(no(format!("{about}: the Rollout is gone"))),
-        Ok(Err(error)) => Err(Failure::Api(format!(
-            "cannot watch the Rollout at {}: {error}",
-            connected.url
-        ))),
+        Ok(Err(failure)) => Err(failure),
         Err(_) => {
             let why = if last.why.is_empty() {
                 String::new()
@@ -140,23 +137,6 @@ enum Answer {
     Obeyed(String),
     /// It was not: why.
     Ignored(String),
-}
-
-/// Waits until the status names the command. `last`: the status that was seen last. `None`: the Rollout is gone.
-async fn answer(
-    api: Api<Rollout>,
-    name: &str,
-    text: &str,
-    last: &mut RolloutStatus,
-) -> Result<Option<Answer>, watcher::Error> {
-    let mut changes = std::pin::pin!(watch_object(api, name));
-    while let Some(Some(rollout)) = changes.try_next().await? {
-        *last = rollout.status.unwrap_or_default();
-        if let Some(answer) = read(last, text) {
-            return Ok(Some(answer));
-        }
-    }
-    Ok(None)
 }
 
 /// The answer to this very command, if there is one: `TEXT: done.` or `TEXT is ignored: why.`

@@ -1,8 +1,8 @@
 //! `dormouse rollout get` and `watch`: all of them in a table, one as a picture, or each change as a line.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 
-use clap::ValueEnum;
 use crds::Rollout;
 use crds::names::ROLLOUT_LABEL;
 use crds::rollout::EvidenceStatus;
@@ -14,7 +14,7 @@ use kube::{Api, ResourceExt as _};
 
 use super::picture::{self, Picture, Pods};
 use super::{Stand, command, lookup};
-use crate::args::{Data, Scope};
+use crate::args::{Format, Scope};
 use crate::changes::{Change, follow};
 use crate::client::{Connected, connect, failed};
 use crate::failure::Failure;
@@ -36,26 +36,6 @@ pub(super) struct Args {
     output: Option<Format>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// The Rollouts as JSON; of `watch` one line for each change.
-    Json,
-    /// The Rollouts as YAML; of `watch` one document for each change.
-    Yaml,
-    /// The table with more columns; of `watch` also a line when only numbers have changed.
-    Wide,
-}
-
-impl Format {
-    fn data(self) -> Option<Data> {
-        match self {
-            Self::Json => Some(Data::Json),
-            Self::Yaml => Some(Data::Yaml),
-            Self::Wide => None,
-        }
-    }
-}
-
 /// # Errors
 /// When the cluster cannot be asked, or there is no such rollout.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
@@ -70,7 +50,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             (None, None) => output::print(&draw(&connected, &rollout).await?),
         };
     }
-    let mut rollouts = api(&args, &connected)
+    let api: Api<Rollout> = connected.api(args.all_namespaces);
+    let mut rollouts = api
         .list(&ListParams::default())
         .await
         .map_err(|error| failed("list Rollouts", &connected.url, &error))?
@@ -80,8 +61,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         rollout.managed_fields_mut().clear();
     }
     if let Some(data) = data {
-        let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": rollouts });
-        return output::print(&output::data(&list, data)?);
+        return output::print(&output::data(&output::list(&rollouts), data)?);
     }
     if rollouts.is_empty() {
         let place = match args.all_namespaces {
@@ -92,13 +72,6 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         return Ok(());
     }
     table(&args, &rollouts)
-}
-
-fn api(args: &Args, connected: &Connected) -> Api<Rollout> {
-    match args.all_namespaces {
-        true => Api::all(connected.client.clone()),
-        false => Api::namespaced(connected.client.clone(), &connected.namespace),
-    }
 }
 
 fn table(args: &Args, rollouts: &[Rollout]) -> Result<(), Failure> {
@@ -162,37 +135,36 @@ pub(super) async fn watch(args: Args) -> Result<(), Failure> {
         output::print(&columns.watch_line("TIME", &columns.head()))?;
     }
     let mut seen: HashMap<String, Vec<String>> = HashMap::new();
-    follow(
-        api(&args, &connected),
-        config,
-        &connected,
-        "Rollouts",
-        |change| match change {
+    let api: Api<Rollout> = connected.api(args.all_namespaces);
+    follow(api, config, &connected, "Rollouts", |change| {
+        let text = match change {
             Change::Now(mut rollout) => {
                 let now = shown(&rollout, args.output == Some(Format::Wide));
-                if seen.insert(output::key(&rollout), now.clone()) == Some(now) {
-                    return Ok(());
-                }
+                let before = seen.insert(output::key(&rollout), now.clone());
                 rollout.managed_fields_mut().clear();
-                output::print(&match data {
+                match data {
                     Some(data) => output::change(&rollout, data)?,
+                    None if before == Some(now) => String::new(),
                     None => {
                         columns.watch_line(&output::time_of_day(), &columns.row(&rollout, Timestamp::now()))
                     }
-                })
+                }
             }
             Change::Gone(rollout) => {
                 seen.remove(&output::key(&rollout));
                 match data {
-                    Some(_) => Ok(()),
-                    None => output::print(
-                        &columns
-                            .watch_line(&output::time_of_day(), &output::gone(&rollout, columns.namespace)),
-                    ),
+                    Some(_) => String::new(),
+                    None => {
+                        let cells = output::gone(&rollout, columns.namespace);
+                        columns.watch_line(&output::time_of_day(), &cells)
+                    }
                 }
             }
-        },
-    )
+            Change::Listed => String::new(),
+        };
+        output::print(&text)?;
+        Ok(ControlFlow::Continue(()))
+    })
     .await
 }
 

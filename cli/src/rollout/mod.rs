@@ -32,7 +32,7 @@ pub(crate) struct Args {
 enum Command {
     /// Show rollouts; with a name where it stands, why, what comes next, the evidence and the revisions
     Get(get::Args),
-    /// Print a line for each change, until interrupted
+    /// Print a line for each change, until interrupted; with `-o wide` also when only numbers have changed
     Watch(get::Args),
     /// Go on now: past the gate, the pause, the rest of the step or the missing evidence
     Promote {

@@ -4,18 +4,15 @@
 //! the wish on to the pool of the revision that the template is.
 
 use crds::Rollout;
-use crds::names::CLI_MANAGER;
 use crds::rollout::RolloutStatus;
-use futures::TryStreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher::{self, watch_object};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
 use super::{Order, lookup, no};
-use crate::client::{connect, failed};
+use crate::changes::follow_one;
+use crate::client::{connect, failed, merge};
 use crate::failure::Failure;
 use crate::output;
 
@@ -34,27 +31,22 @@ pub(super) async fn run(order: Order) -> Result<(), Failure> {
     let at = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let annotations = json!({ RESTARTED: at });
     let body = json!({ "spec": { "template": { "metadata": { "annotations": annotations } } } });
-    let params = PatchParams {
-        field_manager: Some(CLI_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    api.patch(&target, &params, &Patch::Merge(&body))
+    merge(&api, &target, &body)
         .await
         .map_err(|error| failed("ask the Deployment to restart", &connected.url, &error))?;
     if order.no_wait {
         return output::print(&format!("{about}: asked to restart\n"));
     }
-    match tokio::time::timeout(order.timeout, handed_on(api, &pool, &at)).await {
+    let wish = |deployment| handed_on(deployment, &at);
+    let handed_on = follow_one(api, &pool, &connected, "the Deployment", wish);
+    match tokio::time::timeout(order.timeout, handed_on).await {
         Ok(Ok(Some(pods))) => output::print(&match pods {
             0 => format!("{about}: {pool} has no pods now; the next ones are new\n"),
             1 => format!("{about}: the pod of {pool} is made anew\n"),
             pods => format!("{about}: the {pods} pods of {pool} are made anew\n"),
         }),
         Ok(Ok(None)) => Err(no(format!("{about}: the pool {pool} is gone"))),
-        Ok(Err(error)) => Err(Failure::Api(format!(
-            "cannot watch the Deployment at {}: {error}",
-            connected.url
-        ))),
+        Ok(Err(failure)) => Err(failure),
         Err(_) => Err(no(format!(
             "{about}: Deployment {target} is asked to restart, and nobody has handed that on to {pool} within {:?}; \
              `dormouse doctor` says whether an autoscaler runs",
@@ -92,18 +84,14 @@ fn pool(rollout: &Rollout) -> Result<String, String> {
     Ok(stable)
 }
 
-/// Waits until the pool's template has the wish, and returns how many pods it has. `None`: the pool is gone.
-async fn handed_on(api: Api<Deployment>, pool: &str, at: &str) -> Result<Option<i32>, watcher::Error> {
-    let mut changes = std::pin::pin!(watch_object(api, pool));
-    while let Some(Some(deployment)) = changes.try_next().await? {
-        let spec = deployment.spec.unwrap_or_default();
-        let annotations = spec.template.metadata.and_then(|metadata| metadata.annotations);
-        if annotations.is_some_and(|annotations| annotations.get(RESTARTED).is_some_and(|found| found == at))
-        {
-            return Ok(Some(spec.replicas.unwrap_or(1)));
-        }
-    }
-    Ok(None)
+/// How many pods a pool has whose template has the wish.
+fn handed_on(pool: Deployment, at: &str) -> Option<i32> {
+    let spec = pool.spec.unwrap_or_default();
+    let annotations = spec.template.metadata.and_then(|metadata| metadata.annotations);
+    let found = annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(RESTARTED));
+    (found.map(String::as_str) == Some(at)).then(|| spec.replicas.unwrap_or(1))
 }
 
 #[cfg(test)]
