@@ -5,12 +5,12 @@ use std::io::{IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use crds::Route;
 use crds::names::{LEASE, RELEASE_ALL_ANNOTATION, SYSTEM_NAMESPACE};
+use crds::{Revision, Rollout, Route};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::ListParams;
 use kube::runtime::watcher;
-use kube::Api;
+use kube::{Api, CustomResourceExt as _};
 use serde_json::json;
 
 use crate::args::{Cluster, Scope};
@@ -162,12 +162,25 @@ fn given_back(left: &mut BTreeSet<String>, name: &str) {
 }
 
 fn last_words(namespace: &str) -> String {
+    let definitions = [Route::crd_name(), Rollout::crd_name(), Revision::crd_name()].join(" ");
     format!(
         "Nothing is captured any more, and the autoscaler captures nothing new. To remove the rest:
   kubectl delete namespace {namespace}
-  kubectl delete customresourcedefinition routes.dormouse.dev
+  kubectl delete customresourcedefinitions {definitions}
 The annotations on your Services do nothing without Dormouse. To take the Services back instead:
   kubectl annotate lease {LEASE} -n {namespace} {RELEASE_ALL_ANNOTATION}-
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_definition_that_was_installed_is_named() {
+        let words = last_words("dormouse-system");
+        let wanted = "delete customresourcedefinitions routes.dormouse.dev rollouts.dormouse.dev revisions.dormouse.dev\n";
+        assert!(words.contains(wanted), "{words}");
+    }
 }
