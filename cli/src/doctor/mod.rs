@@ -94,12 +94,20 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             .map(|(namespace, name)| service::examine(&connected, namespace, name, args.service.is_some())),
     );
     for look in looks.buffered(AT_ONCE).collect::<Vec<_>>().await {
-        lines.extend(look?);
+        match look {
+            // Deleted since it was listed: that is no answer about the others.
+            Err(Failure::No(_)) if args.service.is_none() => {}
+            look => lines.extend(look?),
+        }
     }
     if !rest.is_empty() {
         lines.extend(service::by_conditions(&connected, rest).await?);
     }
-    lines.extend(rollout::examine(&rollouts(&args, &connected).await, &services));
+    let rollouts = rollouts(&args, &connected).await;
+    lines.extend(rollout::examine(&rollouts, &services));
+    if args.service.is_none() {
+        lines.extend(rollout::alone(&rollouts, &services));
+    }
     by_place(&mut lines);
     let text = match args.output {
         Some(format) => output::data(&lines, format)?,
@@ -132,27 +140,17 @@ fn by_place(lines: &mut [Line]) {
 /// The Rollouts that are looked at. Without the definition, or the permission, there are none, which the installation's
 /// lines have said.
 async fn rollouts(args: &Args, connected: &Connected) -> Vec<Rollout> {
-    let api: Api<Rollout> = match args.all_namespaces {
-        true => Api::all(connected.client.clone()),
-        false => Api::namespaced(connected.client.clone(), &connected.namespace),
-    };
+    let api: Api<Rollout> = connected.api(args.all_namespaces);
     let listed = api.list(&ListParams::default()).await;
     listed.map(|list| list.items).unwrap_or_default()
 }
 
 /// Namespace and name of every opted-in Service, and of every Route.
 async fn opted_in(args: &Args, connected: &Connected) -> Result<Vec<(String, String)>, Failure> {
-    let (client, url) = (connected.client.clone(), &connected.url);
-    let (services, routes): (Api<Service>, Api<Route>) = if args.all_namespaces {
-        (Api::all(client.clone()), Api::all(client.clone()))
-    } else {
-        let namespace = &connected.namespace;
-        (
-            Api::namespaced(client.clone(), namespace),
-            Api::namespaced(client.clone(), namespace),
-        )
-    };
-    let namespaces: Api<Namespace> = Api::all(client);
+    let url = &connected.url;
+    let services: Api<Service> = connected.api(args.all_namespaces);
+    let routes: Api<Route> = connected.api(args.all_namespaces);
+    let namespaces: Api<Namespace> = Api::all(connected.client.clone());
     let all = ListParams::default();
     let (services, routes, namespaces) =
         tokio::join!(services.list(&all), routes.list(&all), namespaces.list(&all));

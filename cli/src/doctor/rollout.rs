@@ -36,6 +36,29 @@ pub(super) fn examine(rollouts: &[Rollout], services: &[(String, String)]) -> Ve
     lines
 }
 
+/// The rollouts of Services that are none of these: nobody looks at them because of their Service.
+pub(super) fn alone(rollouts: &[Rollout], services: &[(String, String)]) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for rollout in rollouts {
+        let namespace = rollout.namespace().unwrap_or_default();
+        let service = rollout.spec.service_ref.name.clone();
+        let about = format!("{namespace}/{service}");
+        if services.contains(&(namespace, service)) {
+            continue;
+        }
+        let found = line(&about, rollout);
+        let text = format!(
+            "Rollout {} is for Service {}, which is not there or not opted in; {}",
+            rollout.name_any(),
+            rollout.spec.service_ref.name,
+            found.text
+        );
+        let mark = found.mark.max(Mark::Warning);
+        lines.push(Line::new(mark, &about, &found.reason, text));
+    }
+    lines
+}
+
 fn line(about: &str, rollout: &Rollout) -> Line {
     let stand = Stand::new(rollout);
     let adopted = rollout.status.as_ref().is_some_and(|status| status.adopted);
@@ -98,6 +121,21 @@ mod tests {
         }
         let elsewhere = [("other".to_owned(), "web".to_owned())];
         assert_eq!(examine(&[rollout("web", Phase::Idle)], &elsewhere), []);
+    }
+
+    #[test]
+    fn a_rollout_whose_service_is_not_looked_at_is_a_warning() {
+        let mut typo = rollout("api", Phase::Idle);
+        typo.spec.service_ref.name = "apj".to_owned();
+        let rollouts = [rollout("web", Phase::Idle), typo];
+        let lines = alone(&rollouts, &web());
+        assert_eq!((lines.len(), lines[0].mark), (1, Mark::Warning));
+        assert_eq!(lines[0].about, "shop/apj");
+        assert_eq!(
+            lines[0].text,
+            "Rollout api is for Service apj, which is not there or not opted in; Idle: It stands."
+        );
+        assert_eq!(alone(&rollouts, &[]).len(), 2);
     }
 
     #[test]
