@@ -1,7 +1,8 @@
 //! Is this pod answering? Asked every few milliseconds, long before Kubernetes says so: a kubelet looks once a second.
 //!
 //! Only addresses that Kubernetes has published are dialled, and only while the answer matters: a task for each pod ends
-//! when the pod is usable, is gone, or when nobody has waited for it for a while.
+//! when the pod is usable, is gone, or when nobody has waited for it for a while. A pod on probation is asked until then, each
+//! second in the end: only an answer takes it back.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -13,7 +13,8 @@ pub(crate) struct ProbeTarget {
     pub(crate) port: u16,
     pub(crate) probe: Probe,
     pub(crate) appeared: Duration,
-    /// Whether somebody waits.
+    /// Whether somebody waits, or nothing else would ever bring the pod back: Kubernetes may have seen nothing of what put
+    /// it on probation, and while other pods serve, no request waits for this one.
     pub(crate) is_awaited: bool,
 }
 
@@ -46,7 +47,7 @@ impl Pool {
                 port,
                 probe,
                 appeared: pod.appeared,
-                is_awaited,
+                is_awaited: is_awaited || pod.on_probation,
             }),
             _ => {
                 pod.is_probed = false;
