@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait between two tries to wake a pool.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// An acknowledgement counts this long; leaders repeat it every half second.
-const ACKNOWLEDGED: Duration = Duration::from_secs(2);
+pub(crate) const ACKNOWLEDGED: Duration = Duration::from_secs(2);
 
 /// Access to the API server. Without a client, as in tests, every call fails.
 #[derive(Clone)]

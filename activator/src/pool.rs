@@ -30,6 +30,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use crate::budget::Budget;
+use crate::cluster::ACKNOWLEDGED;
 use crate::hub::Hub;
 use crate::meter::Tally;
 use crate::reject::PoolNow;
@@ -182,7 +183,10 @@ impl Pool {
             ready: view.ready,
             pods: view.known,
             held: self.held(),
-            waking: self.state.lock().acknowledged.is_some(),
+            waking: self
+                .state
+                .lock()
+                .is_acknowledged(self.hub.now().saturating_sub(ACKNOWLEDGED)),
         }
     }
 

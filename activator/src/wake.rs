@@ -82,6 +82,11 @@ impl WakeClock {
         }
     }
 
+    /// Whether its first pod had answered by then.
+    pub(crate) fn listened_before(&self, then: Duration) -> bool {
+        self.listening.is_some_and(|listening| listening < then)
+    }
+
     /// The first answer goes out. `None`: no pod has been seen answering, so it was no answer to a wake.
     pub(crate) fn finish(&self, now: Duration, pool: &str) -> Option<(Wake, Parts)> {
         let listening = self.listening?;

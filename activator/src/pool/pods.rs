@@ -196,6 +196,9 @@ impl Pool {
         }
         let ready = view.ready;
         *self.view.write() = Arc::new(view);
+        if ready == 0 {
+            state.forget_wake();
+        }
         // Kept are those in the view and those that requests are under way to.
         peers.retain(|_, peer| Arc::strong_count(peer) > 1);
         state.peers = peers;

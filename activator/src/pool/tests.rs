@@ -1,9 +1,10 @@
-//! Where a request of a limited pool finds a place; which pods are probed.
+//! Where a request of a limited pool finds a place; which pods are probed, and which wakes are over.
 
 use crds::route::ProbeKind;
 
 use super::entering::place;
 use super::*;
+use crate::throttle::Kind;
 
 #[test]
 fn a_pod_gets_no_more_requests_than_its_limit() {
@@ -80,6 +81,18 @@ fn published(port: u16, serving: bool) -> Published {
     }
 }
 
+fn enter(pool: &Arc<Pool>) -> Enter {
+    let who = Some(|| "GET /".to_owned());
+    pool.enter(Kind::Client, pool.hub.now(), &mut |_| 0, None, who)
+}
+
+fn held(pool: &Arc<Pool>) -> Held {
+    match enter(pool) {
+        Enter::Queued(held) => held,
+        _ => panic!("not held"),
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pod_on_probation_is_probed_until_it_answers_though_nobody_waits() {
     let pool = pool(Settings {
@@ -107,4 +120,54 @@ async fn a_pod_on_probation_is_probed_until_it_answers_though_nobody_waits() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert_eq!(pool.ready(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wake_that_nothing_answered_is_not_in_the_way_of_the_next() {
+    let pool = pool(Settings {
+        probe: probed(ProbeKind::Kubernetes),
+        ..Settings::default()
+    });
+    let pod = IpAddr::from([127, 21, 0, 3]);
+    let is_said_to_wake = || pool.describe().waking;
+    let mut first = held(&pool);
+    assert!(first.wakes);
+    pool.acknowledge(pool.hub.now());
+    pool.publish([(pod, published(9, false))].into());
+    assert!(
+        pool.is_waking() && is_said_to_wake(),
+        "it goes on while somebody waits"
+    );
+    pool.publish([(pod, published(9, true))].into());
+    // It is sent, and its client gives up.
+    drop(first.place().await);
+    pool.publish([].into());
+    assert!(!pool.is_waking());
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(!is_said_to_wake());
+    let next = held(&pool);
+    assert!(next.wakes);
+    assert_eq!(pool.waking_for(pool.hub.now()), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wake_whose_pod_came_and_went_is_not_that_of_who_came_later() {
+    let pool = pool(Settings {
+        limit: 1,
+        probe: probed(ProbeKind::Kubernetes),
+        ..Settings::default()
+    });
+    let pod = IpAddr::from([127, 21, 0, 4]);
+    let (mut first, early) = (held(&pool), held(&pool));
+    pool.publish([(pod, published(9, true))].into());
+    let slot = first.place().await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    pool.publish([].into());
+    assert!(pool.is_waking(), "one of those who woke it waits still");
+    pool.publish([(pod, published(9, true))].into());
+    let _later = held(&pool);
+    drop((early, slot));
+    pool.publish([].into());
+    assert!(!pool.is_waking());
+    assert!(held(&pool).wakes);
 }

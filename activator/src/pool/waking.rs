@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Pool;
+use super::{Pool, State};
 
 /// Finished wakes kept until a report line carries them. Enough for a stream's absence; older ones go first.
 const KEPT_WAKES: usize = 8;
@@ -18,6 +18,22 @@ pub(super) enum PageWake {
     Running,
     /// It waited in vain: what is said about it.
     Failed(String),
+}
+
+impl State {
+    /// Whether a leader has said since `since` that it wakes the pool.
+    pub(super) fn is_acknowledged(&self, since: Duration) -> bool {
+        self.acknowledged.is_some_and(|at| at >= since)
+    }
+
+    /// No pod answers. A wake that nobody waits for any more is over, though no answer ended it: the client may have gone, or
+    /// the pod said nothing. It would be in the way of the next one, and its clock would run until then. So is one whose pod
+    /// has come and gone, when all who wait now came later.
+    pub(super) fn forget_wake(&mut self) {
+        let oldest = self.throttle.oldest();
+        self.waking
+            .take_if(|clock| oldest.is_none_or(|oldest| clock.listened_before(oldest)));
+    }
 }
 
 impl Pool {
@@ -88,7 +104,7 @@ impl Pool {
         state.waking.is_some()
             && state.throttle.waiting() > 0
             && self.view.read().ready == 0
-            && state.acknowledged.is_none_or(|at| at < since)
+            && !state.is_acknowledged(since)
     }
 
     /// Whether the wake that began has neither ended nor been given up.
