@@ -62,6 +62,8 @@ pub(crate) struct Use {
     counts: Counts,
     stage: Stage,
     outcome: Outcome,
+    /// Whether it was sent, answered or not.
+    was_sent: bool,
     /// From its dispatch to its answer's head.
     answered_after: Option<Duration>,
     slot: Option<Slot>,
@@ -88,6 +90,7 @@ impl Use {
             counts,
             stage: Stage::Here,
             outcome: Outcome::Cancelled,
+            was_sent: false,
             answered_after: None,
             slot: None,
             ticket: None,
@@ -137,6 +140,7 @@ impl Use {
     /// It is sent.
     pub(crate) fn sent(&mut self, slot: Slot, now: Duration) {
         self.here(now);
+        self.was_sent = true;
         self.stage = if slot.endpoint.is_peer() {
             Stage::Away
         } else {
@@ -198,10 +202,14 @@ impl Use {
         self.hub.metrics.aborts.with_label_values(&[limit]).inc();
     }
 
-    /// A copy took too long. That is a failure only when the request itself was answered meanwhile.
+    /// What no client waits for took too long. A copy has failed only when the request itself was answered meanwhile: half a
+    /// pair says nothing. One of our own has failed only when a pod was tried: a line says nothing of the pods.
     pub(crate) fn give_up(self) {
-        let is_overtaken = self.ticket.as_ref().is_some_and(|ticket| ticket.is_overtaken());
-        self.finish(if is_overtaken {
+        let has_failed = match self.counts {
+            Counts::Synthetic => self.was_sent,
+            _ => self.ticket.as_ref().is_some_and(|ticket| ticket.is_overtaken()),
+        };
+        self.finish(if has_failed {
             Outcome::Failed
         } else {
             Outcome::Cancelled

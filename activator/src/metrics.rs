@@ -210,8 +210,9 @@ impl Metrics {
             ),
             synthetic: counters(
                 "activator_synthetic_requests_total",
-                "Requests of our own to candidates: sent, or not sent because the candidate has no ready pod, too many are \
-                 under way, or no port of the Route speaks HTTP",
+                "Requests of our own to candidates: sent, or not sent because the candidate has no ready pod (asleep), none of \
+                 its pods that this activator may use has room (busy), too many are under way, or no port of the Route speaks \
+                 HTTP (nowhere)",
                 "result",
             ),
             registry,

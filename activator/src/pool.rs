@@ -165,6 +165,14 @@ impl Pool {
         self.view.read().ejected
     }
 
+    /// Whether a request that uses only pods of our own would have a place at once.
+    pub(crate) fn has_room(&self) -> bool {
+        let view = self.view.read();
+        let is_free =
+            |pod: &Arc<Endpoint>| view.limit == 0 || pod.in_flight.load(Ordering::Acquire) < view.limit;
+        self.held() == 0 && view.pods.iter().any(is_free)
+    }
+
     /// Since when pods answer; `None`: none does.
     pub(crate) fn ready_since(&self) -> Option<Duration> {
         self.view.read().ready_since

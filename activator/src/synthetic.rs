@@ -127,6 +127,11 @@ fn send(hub: &Arc<Hub>, server: &Server, target: &Arc<Target>, synthetic: &Synth
     if pool.ready() == 0 {
         return count("asleep");
     }
+    // It may not wait: a line here says how much clients send, or that the pods are another activator's, and neither is
+    // the candidate's fault.
+    if !pool.has_room() {
+        return count("busy");
+    }
     let Ok(room) = Arc::clone(room).try_acquire_owned() else {
         return count("too_many");
     };

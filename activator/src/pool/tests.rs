@@ -171,3 +171,28 @@ async fn a_wake_whose_pod_came_and_went_is_not_that_of_who_came_later() {
     assert!(!pool.is_waking());
     assert!(held(&pool).wakes);
 }
+
+#[tokio::test]
+async fn there_is_room_only_where_a_place_of_our_own_is_free() {
+    let pod = |in_flight| {
+        let pod = Endpoint::pod(IpAddr::from([127, 0, 0, 1]), Box::default(), 1);
+        pod.in_flight.store(in_flight, Ordering::Release);
+        Arc::new(pod)
+    };
+    let pool = pool(Settings::default());
+    for (what, limit, pods, wanted) in [
+        ("without a limit", 0, vec![pod(100)], true),
+        ("no pod", 0, vec![], false),
+        ("a free place", 2, vec![pod(2), pod(1)], true),
+        ("all are busy", 2, vec![pod(2), pod(2)], false),
+        ("all pods are another activator's", 2, vec![], false),
+    ] {
+        *pool.view.write() = Arc::new(View {
+            limit,
+            pods,
+            ready: 2,
+            ..View::default()
+        });
+        assert_eq!(pool.has_room(), wanted, "{what}");
+    }
+}

@@ -8,23 +8,33 @@ use http::header::COOKIE;
 
 use super::attempt::{BAD_SESSIONS, Unit, Verdict};
 use super::*;
+use crate::account::{Counts, Use};
 use crate::cluster::Cluster;
 use crate::config::{Args, Config};
 use crate::hub::Hub;
 use crate::meter::Outcome;
+use crate::pool::{Enter, Published};
 use crate::route::RouteKey;
+use crate::throttle::Kind;
 use crds::report::PoolKey;
 
 /// Pools `web-0`, `web-1`, … with these weights.
 fn pools(weights: &[u32]) -> Vec<(u32, Arc<Pool>)> {
+    pools_of(&hub(), weights)
+}
+
+fn hub() -> Arc<Hub> {
     let config = Config::try_from(Args::default()).expect("valid");
-    let hub = Hub::new(config, Cluster { client: None });
+    Hub::new(config, Cluster { client: None })
+}
+
+fn pools_of(hub: &Arc<Hub>, weights: &[u32]) -> Vec<(u32, Arc<Pool>)> {
     let pool = |at: usize| PoolKey {
         namespace: "shop".into(),
         pool: format!("web-{at}"),
     };
     let all = weights.iter().enumerate();
-    all.map(|(at, weight)| (*weight, Pool::new(pool(at), Arc::clone(&hub))))
+    all.map(|(at, weight)| (*weight, Pool::new(pool(at), Arc::clone(hub))))
         .collect()
 }
 
@@ -531,4 +541,32 @@ async fn a_part_that_cannot_be_followed_brings_no_broken_candidate_back() {
     );
     let plan = Arc::new(plan);
     assert_eq!(go(&plan, &pools, &HeaderMap::new(), to_candidate, 200).0, "web-0");
+}
+
+#[tokio::test]
+async fn a_request_of_our_own_that_no_pod_was_tried_with_says_nothing_of_the_candidate() {
+    let hub = hub();
+    let pools = pools_of(&hub, &[10_000, 0]);
+    let attempt = attempt();
+    let plan = plan(&rollout(), &pools, &attempt);
+    let (pool, _) = plan.direct(&pools).expect("the candidate");
+    let pod = Published {
+        serving: true,
+        ..Published::default()
+    };
+    pool.publish([(std::net::IpAddr::from([127, 21, 1, 1]), pod)].into());
+    for (is_sent, wanted) in [(false, (0, 0)), (true, (1, 1))] {
+        let (_, ticket) = plan.direct(&pools).expect("counted");
+        let mut usage = Use::begin(&hub, pool, 0, Counts::Synthetic, hub.now());
+        usage.enrol(Some(ticket));
+        if is_sent {
+            let who = None::<fn() -> String>;
+            match pool.enter(Kind::Hop, hub.now(), &mut |_| 0, None, who) {
+                Enter::Granted(slot) => usage.sent(slot, hub.now()),
+                _ => panic!("no place"),
+            }
+        }
+        usage.give_up();
+        assert_eq!(counts(&attempt, 0)[2], wanted, "sent: {is_sent}");
+    }
 }

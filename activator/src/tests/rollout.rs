@@ -687,6 +687,45 @@ async fn a_candidate_gets_our_share_of_requests_of_our_own() {
 }
 
 #[tokio::test]
+async fn requests_of_our_own_do_not_wait_for_a_busy_candidate() {
+    let trial = Trial::new(10_000, |spec| {
+        spec.pools[1].container_concurrency = 1;
+        let rollout = spec.rollout.as_mut().expect("a rollout");
+        rollout.synthetic = Some(RouteSynthetic {
+            path: "/".into(),
+            rps: 60.0,
+        });
+    })
+    .await;
+    trial.candidate.delays(60_000);
+    let listen = trial.fixture.listen;
+    let client = tokio::spawn(async move { send(listen, Request::get("/"), Bytes::new()).await });
+    until("at the candidate", || trial.candidate.seen() == 1).await;
+    let leading = Directive {
+        leader: true,
+        epoch: 1,
+        activators: vec![Peer {
+            name: trial.fixture.app.hub.config.name.clone(),
+            address: "127.0.0.9".into(),
+        }],
+        settled: true,
+        ..Directive::default()
+    };
+    let autoscaler = Autoscaler::dial(&trial.fixture).await;
+    let metrics = &trial.fixture.app.hub.metrics;
+    let busy = metrics.synthetic.with_label_values(&["busy"]);
+    let sent = metrics.synthetic.with_label_values(&["sent"]);
+    let started = tokio::time::Instant::now();
+    while busy.get() < 3 && sent.get() == 0 && started.elapsed() < PATIENCE {
+        autoscaler.say(&leading).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(busy.get() >= 3);
+    assert_eq!((sent.get(), trial.candidate.seen()), (0, 1));
+    client.abort();
+}
+
+#[tokio::test]
 async fn a_board_can_tell_the_volume_the_errors_the_times_and_the_weights_of_both() {
     let mut trial = Trial::new(5_000, |spec| {
         spec.rollout.as_mut().expect("a rollout").breaker = None;
