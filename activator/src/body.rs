@@ -1,16 +1,19 @@
 //! Bodies on their way through. They stream; nothing is gathered. What a request holds (its place at the pod, its count,
 //! its upstream connection) rides on the response's body and is given back with the last byte, or when it is dropped.
 
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep};
 
 use crate::account::Use;
@@ -120,14 +123,47 @@ impl Body for Upload {
 
 /// A pod's answer on its way to the client.
 #[derive(Debug)]
-pub(crate) struct Download {
+pub(crate) struct Download(Way);
+
+/// Where an answer keeps what its request holds.
+#[derive(Debug)]
+enum Way {
+    /// In itself: nobody else needs it, so there is neither a lock nor an allocation.
+    Free(Running),
+    /// Where the task that keeps its limits can take it.
+    Limited(Limited),
+}
+
+/// An answer that runs, and everything that its request holds.
+#[derive(Debug)]
+struct Running {
     inner: Incoming,
     outcome: Outcome,
     usage: Option<Use>,
     lease: Option<Lease>,
     /// What is told when the answer has ended; `None` with HTTP/2.
     talk: Option<Arc<Talk>>,
-    limits: Option<Box<Limits>>,
+}
+
+/// An answer with limits, and the task that keeps them.
+///
+/// They cannot be kept where the body is polled: nobody polls the body for a client that does not read, and with a client's
+/// HTTP/2 window of zero, or an unread answer before this one, nobody ever has. The task is made for every answer with a limit
+/// that has a body; of one that has passed in one piece it is gone before it has run, and has set no timer.
+#[derive(Debug)]
+struct Limited {
+    shared: Arc<Mutex<Shared>>,
+    activity: Option<Arc<Activity>>,
+    task: AbortHandle,
+}
+
+/// What the body and the task share.
+#[derive(Debug)]
+struct Shared {
+    /// The limit that passed, once one has.
+    running: Result<Running, &'static str>,
+    /// Who waits for the pod's next bytes.
+    waker: Option<Waker>,
 }
 
 /// The Route's limits on a running response or stream.
@@ -136,6 +172,8 @@ pub(crate) struct Limits {
     deadline: Option<Pin<Box<Sleep>>>,
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
     activity: Option<Arc<Activity>>,
+    /// The client's connection, where bytes pass long after they have left the body.
+    talk: Option<Arc<Talk>>,
 }
 
 impl Download {
@@ -147,36 +185,106 @@ impl Download {
         lease: Option<Lease>,
         talk: Option<Arc<Talk>>,
     ) -> Self {
-        let mut body = Self {
+        let mut running = Running {
             inner,
             outcome,
             usage: Some(usage),
             lease,
             talk,
-            limits: None,
         };
-        if body.inner.is_end_stream() {
-            body.complete(outcome);
+        if running.inner.is_end_stream() {
+            running.complete(outcome);
         }
-        body
+        Self(Way::Free(running))
     }
 
     /// Whether its last byte has passed.
     pub(crate) fn has_ended(&self) -> bool {
-        self.usage.is_none()
+        self.look(|running| running.usage.is_none(), true)
     }
 
     /// Puts the Route's limits on it. `dispatched` is when the request was sent.
     pub(crate) fn limited(
-        mut self,
+        self,
         limits: Timeouts,
         dispatched: Instant,
         activity: Option<Arc<Activity>>,
     ) -> Self {
-        if self.usage.is_some() && (limits.request.is_some() || limits.stream_idle.is_some()) {
-            self.limits = Some(Box::new(Limits::new(limits, dispatched, activity)));
+        let running = match self.0 {
+            Way::Free(running)
+                if running.usage.is_some() && (limits.request.is_some() || limits.stream_idle.is_some()) =>
+            {
+                running
+            }
+            way => return Self(way),
+        };
+        let activity = activity.or_else(|| limits.stream_idle.map(|_| Activity::new()));
+        let mut limits = Limits::new(limits, dispatched, activity.clone());
+        limits.talk.clone_from(&running.talk);
+        let shared = Arc::new(Mutex::new(Shared {
+            running: Ok(running),
+            waker: None,
+        }));
+        let task = tokio::spawn(keep(limits, Arc::downgrade(&shared))).abort_handle();
+        Self(Way::Limited(Limited {
+            shared,
+            activity,
+            task,
+        }))
+    }
+
+    /// Reads something of it; `over` when a limit has passed.
+    fn look<T>(&self, read: impl FnOnce(&Running) -> T, over: T) -> T {
+        match &self.0 {
+            Way::Free(running) => read(running),
+            Way::Limited(limited) => limited.shared.lock().running.as_ref().map_or(over, read),
         }
-        self
+    }
+}
+
+/// Breaks an answer off when one of its limits passes.
+async fn keep(mut limits: Limits, shared: Weak<Mutex<Shared>>) {
+    let what = poll_fn(|cx| limits.poll(cx)).await;
+    // Weak: a body that is dropped gives all back at once, not when this task is next looked at.
+    let Some(shared) = shared.upgrade() else {
+        return;
+    };
+    let mut shared = shared.lock();
+    if !matches!(&shared.running, Ok(running) if running.usage.is_some()) {
+        return;
+    }
+    let running = std::mem::replace(&mut shared.running, Err(what));
+    let waker = shared.waker.take();
+    drop(shared);
+    if let Ok(running) = running {
+        running.break_off(what);
+    }
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+impl Running {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let (Some(trailers), Some(usage)) = (frame.trailers_ref(), &mut self.usage) {
+                    usage.trailers(trailers);
+                }
+                if self.inner.is_end_stream() {
+                    self.complete(self.outcome);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                self.complete(Outcome::Failed);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => {
+                self.complete(self.outcome);
+                Poll::Ready(None)
+            }
+        }
     }
 
     fn complete(&mut self, outcome: Outcome) {
@@ -192,6 +300,35 @@ impl Download {
             talk.idle();
         }
     }
+
+    /// A limit of the Route has passed: everything is given back, and the pod is told by the end of its connection or stream.
+    fn break_off(mut self, limit: &'static str) {
+        if let Some(usage) = &self.usage {
+            usage.aborted(limit);
+        }
+        // Whoever does not read keeps a connection of HTTP/1.1 from its end, too. A stream of HTTP/2 is reset when its body is
+        // polled next; until then it is a number, and its connection serves the others.
+        if let Some(talk) = self.talk.take() {
+            talk.break_off();
+        }
+        self.complete(Outcome::Failed);
+    }
+}
+
+impl Limited {
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut shared = self.shared.lock();
+        let polled = match &mut shared.running {
+            Ok(running) => running.poll_frame(cx),
+            Err(what) => return Poll::Ready(Some(Err(BodyError::Timeout(what)))),
+        };
+        match (&polled, &self.activity) {
+            (Poll::Pending, _) => shared.waker = Some(cx.waker().clone()),
+            (Poll::Ready(Some(Ok(_))), Some(activity)) => activity.note(),
+            _ => {}
+        }
+        polled
+    }
 }
 
 impl Limits {
@@ -205,6 +342,7 @@ impl Limits {
                 .stream_idle
                 .map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
             activity,
+            talk: None,
         }
     }
 
@@ -217,8 +355,9 @@ impl Limits {
         }
         if let Some((limit, sleep)) = &mut self.idle {
             while sleep.as_mut().poll(cx).is_ready() {
-                let until = self.activity.as_ref().map(|activity| activity.last() + *limit);
-                match until {
+                let passed = self.activity.as_ref().map(|activity| activity.last());
+                let written = self.talk.as_ref().and_then(|talk| talk.filled());
+                match passed.max(written).map(|last| last + *limit) {
                     Some(until) if until > Instant::now() => sleep.as_mut().reset(until),
                     _ => return Poll::Ready("stream-idle-timeout"),
                 }
@@ -236,53 +375,28 @@ impl Body for Download {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.inner).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(activity) = self.limits.as_ref().and_then(|limits| limits.activity.as_ref()) {
-                    activity.note();
-                }
-                if let (Some(trailers), Some(usage)) = (frame.trailers_ref(), &mut self.usage) {
-                    usage.trailers(trailers);
-                }
-                if self.inner.is_end_stream() {
-                    let outcome = self.outcome;
-                    self.complete(outcome);
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(Some(Err(error))) => {
-                self.complete(Outcome::Failed);
-                Poll::Ready(Some(Err(error.into())))
-            }
-            Poll::Ready(None) => {
-                let outcome = self.outcome;
-                self.complete(outcome);
-                Poll::Ready(None)
-            }
-            Poll::Pending => {
-                if let Some(limits) = &mut self.limits {
-                    let what = ready!(limits.poll(cx));
-                    if let Some(usage) = &self.usage {
-                        usage.aborted(what);
-                    }
-                    self.complete(Outcome::Failed);
-                    return Poll::Ready(Some(Err(BodyError::Timeout(what))));
-                }
-                Poll::Pending
-            }
+        match &mut self.0 {
+            Way::Free(running) => running.poll_frame(cx),
+            Way::Limited(limited) => limited.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.look(|running| running.inner.is_end_stream(), false)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.look(|running| running.inner.size_hint(), SizeHint::default())
     }
 }
 
-impl Drop for Download {
+impl Drop for Limited {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         // Dropped before its end: the client has gone. After its end there is nothing left to give back. An HTTP/1.1 client
         // has all when its length has passed, though an HTTP/2 pod has yet to say that this was the end.

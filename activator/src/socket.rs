@@ -64,7 +64,12 @@ impl Socket {
         send: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         self.talk.writes();
-        wire::poll_send(&self.stream, cx, send)
+        let sent = wire::poll_send(&self.stream, cx, send);
+        match sent {
+            Poll::Ready(_) => self.talk.wrote(),
+            Poll::Pending => self.talk.is_full(),
+        }
+        sent
     }
 }
 
@@ -97,5 +102,47 @@ impl AsyncWrite for Socket {
             return Poll::Ready(Ok(()));
         }
         Poll::Ready(wire::finish(&self.stream))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_reads_slowly_is_told_from_one_that_does_not_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = listener.local_addr().expect("bound");
+        let mut client = TcpStream::connect(address).await.expect("connects");
+        let (stream, _) = listener.accept().await.expect("accepts");
+        let talk = Arc::new(Talk::new(1024));
+        let mut socket = Socket::new(Arc::new(stream), Arc::clone(&talk));
+        socket.write_all(b"hello").await.expect("writes");
+        assert_eq!(talk.filled(), None, "there was room");
+
+        let writing = tokio::spawn(async move {
+            let piece = vec![0; 64 * 1024];
+            while socket.write_all(&piece).await.is_ok() {}
+        });
+        // What fills both kernels' buffers takes a moment, and then nothing moves.
+        let mut last = None;
+        while talk.filled().is_none() || talk.filled() != last {
+            last = talk.filled();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let before = Instant::now();
+        let mut read = vec![0; 64 * 1024];
+        while talk.filled() == last {
+            client.read_exact(&mut read).await.expect("reads");
+            tokio::task::yield_now().await;
+        }
+        assert!(talk.filled().is_some_and(|at| at >= before));
+        writing.abort();
     }
 }

@@ -45,6 +45,8 @@ pub(crate) enum Over {
     Gone,
     /// The client let its time pass.
     Late,
+    /// A limit of the Route passed in the middle of an answer.
+    BrokenOff,
 }
 
 const IDLE: u8 = 0;
@@ -63,8 +65,12 @@ pub(crate) struct Talk {
     since: Mutex<Instant>,
     /// hyper has bytes that are not yet in the socket.
     is_writing: AtomicBool,
-    /// Counts writes.
+    /// Counts writes that the socket took.
     writes: AtomicU32,
+    /// When the socket was last full after it had taken something, and the count then.
+    filled: Mutex<Option<(u32, Instant)>>,
+    /// The answer under way is broken off.
+    is_broken_off: AtomicBool,
     /// The client has finished sending.
     has_finished: AtomicBool,
     changed: Notify,
@@ -82,6 +88,8 @@ impl Talk {
             since: Mutex::new(Instant::now()),
             is_writing: AtomicBool::new(false),
             writes: AtomicU32::new(0),
+            filled: Mutex::new(None),
+            is_broken_off: AtomicBool::new(false),
             has_finished: AtomicBool::new(false),
             changed: Notify::new(),
             strict: Mutex::new(Strict::new(longest)),
@@ -103,6 +111,18 @@ impl Talk {
     /// Whether nothing of ours is on its way to the client: it can be told something.
     pub(crate) fn may_speak(&self) -> bool {
         !self.is_writing.load(Ordering::Relaxed) && matches!(self.stage(), IDLE | HEAD)
+    }
+
+    /// When the socket last took bytes of more than it had room for; `None`: it has always had room. A client that takes
+    /// what it is sent, however slowly, moves it.
+    pub(crate) fn filled(&self) -> Option<Instant> {
+        self.filled.lock().map(|(_, at)| at)
+    }
+
+    /// The answer under way ends here, and with it the connection: a client that reads nothing would keep it.
+    pub(crate) fn break_off(&self) {
+        self.is_broken_off.store(true, Ordering::Relaxed);
+        self.changed.notify_one();
     }
 
     // Everything below but `until_over` runs in the connection's own task, so relaxed order is enough.
@@ -136,7 +156,20 @@ impl Talk {
     /// hyper begins to write.
     pub(crate) fn writes(&self) {
         self.is_writing.store(true, Ordering::Relaxed);
+    }
+
+    /// The socket has taken something.
+    pub(crate) fn wrote(&self) {
         self.writes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The socket takes no more. The clock is read only here, so that an answer for which there is room costs nothing.
+    pub(crate) fn is_full(&self) {
+        let writes = self.writes.load(Ordering::Relaxed);
+        let mut filled = self.filled.lock();
+        if filled.is_none_or(|(then, _)| then != writes) {
+            *filled = Some((writes, Instant::now()));
+        }
     }
 
     /// Everything is in the socket.
@@ -176,6 +209,9 @@ impl Talk {
     pub(crate) async fn until_over(&self, stream: &TcpStream, patience: Patience) -> Over {
         let mut doubt = Doubt::default();
         loop {
+            if self.is_broken_off.load(Ordering::Relaxed) {
+                return Over::BrokenOff;
+            }
             let has_finished = self.has_finished.load(Ordering::Relaxed);
             let wake = if has_finished {
                 match doubt.look(self, stream) {

@@ -463,6 +463,142 @@ async fn a_stream_without_a_byte_for_too_long_is_broken_off_without_a_word() {
 }
 
 #[tokio::test]
+async fn an_answer_over_http2_whose_pod_falls_silent_is_reset() {
+    let listener = TcpListener::bind(SocketAddr::new(fresh_address(), 0))
+        .await
+        .expect("binds");
+    let pod = listener.local_addr().expect("bound");
+    let mut fixture = Fixture::with_route(|spec| spec.stream_idle_timeout_ms = 50).await;
+    fixture.publish_as(&[(pod, true, false)]);
+    let mut sender = h2(fixture.listen).await;
+    let request = Request::get("http://web/")
+        .body(Full::default())
+        .expect("a request");
+    let asking = tokio::spawn(async move { sender.send_request(request).await.expect("a head") });
+    let (mut stream, _) = listener.accept().await.expect("accepts");
+    // An answer that came before the request would be no answer to it.
+    let read = stream.read(&mut [0; 4096]).await.expect("a request");
+    assert!(read > 0);
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc";
+    stream.write_all(head).await.expect("writes");
+    let body = asking.await.expect("answered").into_body();
+    let reading = tokio::time::timeout(PATIENCE, body.collect());
+    assert!(reading.await.expect("ends").is_err());
+    fixture
+        .until("freed", |counters| {
+            counters.in_flight == 0 && counters.outcomes.failed == 1
+        })
+        .await;
+}
+
+/// A pod that answers with more than any buffer takes. Returns its address, and how many connections it has.
+async fn generous() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind(SocketAddr::new(fresh_address(), 0))
+        .await
+        .expect("binds");
+    let address = listener.local_addr().expect("bound");
+    let open = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&open);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("accepts");
+            let count = Arc::clone(&count);
+            tokio::spawn(async move {
+                count.fetch_add(1, Ordering::SeqCst);
+                let head = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n";
+                let piece = vec![0; 64 * 1024];
+                if stream.read(&mut [0; 4096]).await.is_ok() && stream.write_all(head).await.is_ok() {
+                    while stream.write_all(&piece).await.is_ok() {}
+                }
+                count.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, open)
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_keeps_no_place_beyond_the_limits() {
+    for (limit, is_h2) in [("idle", false), ("whole", false), ("idle", true), ("whole", true)] {
+        let (pod, open) = generous().await;
+        let mut fixture = Fixture::with_route(|spec| {
+            spec.pools[0].container_concurrency = 1;
+            match limit {
+                "idle" => spec.stream_idle_timeout_ms = 200,
+                _ => spec.request_timeout_ms = 200,
+            }
+        })
+        .await;
+        fixture.publish_as(&[(pod, true, false)]);
+        let (mut client, mut stream) = (None, None);
+        if is_h2 {
+            let request = Request::get("http://web/")
+                .body(Full::default())
+                .expect("a request");
+            let mut sender = h2(fixture.listen).await;
+            let response = sender.send_request(request).await.expect("an answer");
+            client = Some((sender, response));
+        } else {
+            let mut connected = TcpStream::connect(fixture.listen).await.expect("connects");
+            let request = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
+            connected.write_all(request).await.expect("writes");
+            stream = Some(connected);
+        }
+        fixture
+            .until("freed", |counters| {
+                counters.in_flight == 0 && counters.outcomes.failed == 1
+            })
+            .await;
+        until("the pod is told", || open.load(Ordering::SeqCst) == 0).await;
+        let next = open_and_leave(fixture.listen).await;
+        assert_eq!(next, StatusCode::OK, "{limit}, {is_h2}");
+        // Whoever reads after all finds an answer that ends too soon.
+        if let Some((_sender, response)) = client {
+            let reading = tokio::time::timeout(PATIENCE, response.into_body().collect());
+            assert!(reading.await.expect("ends").is_err(), "{limit}");
+        }
+        if let Some(mut stream) = stream {
+            until("closed", || fixture.app.server.connections() == 0).await;
+            let mut all = Vec::new();
+            let reading = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all));
+            drop(reading.await.expect("ends"));
+            assert!(all.len() < 1_000_000_000, "{limit}");
+        }
+    }
+}
+
+/// A request whose answer's body nobody reads.
+async fn open_and_leave(listen: SocketAddr) -> StatusCode {
+    let asking = open(listen, Request::get("/"), Full::<Bytes>::default());
+    let answer = tokio::time::timeout(PATIENCE, asking).await;
+    answer.expect("in time").status()
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_could_begin_to_read_is_given_up() {
+    let (pod, _) = generous().await;
+    let mut fixture = Fixture::with_route(|spec| spec.request_timeout_ms = 200).await;
+    fixture.publish_as(&[(pod, true, false)]);
+    // A window of no byte: the body is never asked for.
+    let stream = TcpStream::connect(fixture.listen).await.expect("connects");
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(0)
+        .handshake(TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = Request::get("http://web/")
+        .body(Full::<Bytes>::default())
+        .expect("a request");
+    let _response = sender.send_request(request).await.expect("a head");
+    fixture
+        .until("freed", |counters| {
+            counters.in_flight == 0 && counters.outcomes.failed == 1
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn a_client_that_goes_mid_answer_frees_the_pod() {
     let (fixture, _pod) = warm_with(|spec| spec.pools[0].container_concurrency = 1).await;
     let listen = fixture.listen;
