@@ -19,14 +19,10 @@ pub(crate) struct Clock {
 impl Clock {
     /// Anchors the clock at the machine's wall time.
     pub(crate) fn new() -> Self {
-        Self {
-            started: Instant::now(),
-            anchor: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
-        }
+        Self::showing(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
     }
 
     /// A clock that shows this time now, since the Unix epoch.
-    #[cfg(test)]
     pub(crate) fn showing(anchor: Duration) -> Self {
         Self {
             started: Instant::now(),

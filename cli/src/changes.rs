@@ -21,8 +21,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// A change.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Change<K> {
-    /// It is so now.
-    Now(K),
+    /// It is so now; how it was, if it was told before.
+    Now(K, Option<K>),
     /// It is not there any more; how it was.
     Gone(K),
     /// All there are have been told: what was not is not there.
@@ -90,7 +90,7 @@ where
     let mut there = false;
     follow(api, config, connected, what, |change| {
         Ok(match change {
-            Change::Now(object) => {
+            Change::Now(object, _) => {
                 there = true;
                 check(object).map_or(ControlFlow::Continue(()), |found| ControlFlow::Break(Some(found)))
             }
@@ -151,9 +151,9 @@ impl<K: Resource + Clone> Known<K> {
     fn now(&mut self, object: K) -> Vec<Change<K>> {
         let version = object.resource_version();
         let before = self.objects.insert(key(&object), object.clone());
-        match before.and_then(|before| before.resource_version()) {
-            Some(before) if Some(&before) == version.as_ref() => Vec::new(),
-            _ => vec![Change::Now(object)],
+        match before {
+            Some(before) if version.is_some() && before.resource_version() == version => Vec::new(),
+            before => vec![Change::Now(object, before)],
         }
     }
 }
@@ -180,7 +180,7 @@ mod tests {
     fn told(known: &mut Known<Route>, event: Event<Route>) -> String {
         let changes = known.take(event);
         let words = changes.iter().map(|change| match change {
-            Change::Now(route) => format!("{} now", route.name_any()),
+            Change::Now(route, _) => format!("{} now", route.name_any()),
             Change::Gone(route) => format!("{} gone", route.name_any()),
             Change::Listed => "listed".to_owned(),
         });

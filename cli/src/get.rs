@@ -1,6 +1,5 @@
 //! `dormouse get`: the Services that Dormouse knows, once or as they change.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use crds::Route;
@@ -99,32 +98,23 @@ async fn watch(args: &Args, api: Api<Route>, connected: &Connected) -> Result<()
     if data.is_none() {
         output::print(&columns.watch_line("TIME", &columns.head()))?;
     }
-    let mut seen: HashMap<String, Shown> = HashMap::new();
     follow(api, config, connected, "Routes", |change| {
         let text = match change {
-            Change::Now(mut route) => {
-                let now = shown(&route);
-                let before = seen.insert(output::key(&route), now.clone());
+            Change::Now(mut route, before) => {
                 route.managed_fields_mut().clear();
                 match data {
                     Some(data) => output::change(&route, data)?,
-                    None if before == Some(now) => String::new(),
+                    None if before.is_some_and(|before| shown(&before) == shown(&route)) => String::new(),
                     None => {
                         columns.watch_line(&output::time_of_day(), &columns.row(&route, Timestamp::now()))
                     }
                 }
             }
-            Change::Gone(route) => {
-                seen.remove(&output::key(&route));
-                match data {
-                    Some(_) => String::new(),
-                    None => {
-                        let cells = output::gone(&route, columns.namespace);
-                        columns.watch_line(&output::time_of_day(), &cells)
-                    }
-                }
+            Change::Gone(route) if data.is_none() => {
+                let cells = output::gone(&route, columns.namespace);
+                columns.watch_line(&output::time_of_day(), &cells)
             }
-            Change::Listed => String::new(),
+            Change::Gone(_) | Change::Listed => String::new(),
         };
         output::print(&text)?;
         Ok(ControlFlow::Continue(()))

@@ -123,7 +123,7 @@ async fn release(
         "Routes",
         |change| {
             match change {
-                Change::Now(route) => {
+                Change::Now(route, _) => {
                     there.insert(output::key(&route));
                     left.insert(output::key(&route));
                 }

@@ -1,6 +1,6 @@
 //! `dormouse rollout get` and `watch`: all of them in a table, one as a picture, or each change as a line.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use crds::Rollout;
@@ -134,33 +134,25 @@ pub(super) async fn watch(args: Args) -> Result<(), Failure> {
     if data.is_none() {
         output::print(&columns.watch_line("TIME", &columns.head()))?;
     }
-    let mut seen: HashMap<String, Vec<String>> = HashMap::new();
+    let shown = |rollout: &Rollout| shown(rollout, args.output == Some(Format::Wide));
     let api: Api<Rollout> = connected.api(args.all_namespaces);
     follow(api, config, &connected, "Rollouts", |change| {
         let text = match change {
-            Change::Now(mut rollout) => {
-                let now = shown(&rollout, args.output == Some(Format::Wide));
-                let before = seen.insert(output::key(&rollout), now.clone());
+            Change::Now(mut rollout, before) => {
                 rollout.managed_fields_mut().clear();
                 match data {
                     Some(data) => output::change(&rollout, data)?,
-                    None if before == Some(now) => String::new(),
+                    None if before.is_some_and(|before| shown(&before) == shown(&rollout)) => String::new(),
                     None => {
                         columns.watch_line(&output::time_of_day(), &columns.row(&rollout, Timestamp::now()))
                     }
                 }
             }
-            Change::Gone(rollout) => {
-                seen.remove(&output::key(&rollout));
-                match data {
-                    Some(_) => String::new(),
-                    None => {
-                        let cells = output::gone(&rollout, columns.namespace);
-                        columns.watch_line(&output::time_of_day(), &cells)
-                    }
-                }
+            Change::Gone(rollout) if data.is_none() => {
+                let cells = output::gone(&rollout, columns.namespace);
+                columns.watch_line(&output::time_of_day(), &cells)
             }
-            Change::Listed => String::new(),
+            Change::Gone(_) | Change::Listed => String::new(),
         };
         output::print(&text)?;
         Ok(ControlFlow::Continue(()))
