@@ -26,6 +26,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Either, Full, StreamBody};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tikv_jemallocator::Jemalloc;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +52,10 @@ struct Serve {
     #[command(flatten)]
     args: activator::Args,
 }
+
+/// As in `dormouse`.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> Result<(), Failure> {
     let line = Line::parse();

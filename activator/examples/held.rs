@@ -17,9 +17,14 @@ use futures::StreamExt;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Either, Full, StreamBody};
 use serde_json::{Value, json};
+use tikv_jemallocator::Jemalloc;
 use tokio_util::sync::CancellationToken;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// As in `dormouse`.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> Result<(), Failure> {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -48,7 +48,7 @@ pub(crate) const UNPUBLISHED: &str = "its port is not published yet";
 const STREAM_WINDOW: u32 = 256 * 1024;
 
 /// What was idle for so long is closed: a rush needs many connections, and afterwards they are memory here and in the pod.
-const UNUSED: Duration = Duration::from_secs(30);
+const UNUSED: Duration = Duration::from_secs(10);
 
 /// A worker's connections to one endpoint.
 #[derive(Debug, Default)]
