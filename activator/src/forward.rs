@@ -179,6 +179,10 @@ impl Lease {
 
     fn park(self) {
         let mut kept = self.endpoint.connections[self.worker].h1.lock();
+        if kept.all.len() >= MOST_IDLE {
+            // Those that the pod has closed may be in it still.
+            kept.all.retain(|idle| !idle.sender.is_closed());
+        }
         // Under the lock: an endpoint that leaves empties the list after it has said so.
         if kept.all.len() < MOST_IDLE && !self.endpoint.is_leaving() {
             kept.all.push(self.idle);
@@ -239,22 +243,21 @@ async fn send_h1(line: Line<'_>, mut request: Request<Upload>) -> Result<Answer,
 }
 
 /// An idle connection, the last used first. `look`: only one on which nothing has come, not even its end.
+/// No more of them are looked at than must be: there may be hundreds.
 fn take_idle(line: Line<'_>, look: bool) -> Option<Idle> {
     let mut kept = line.endpoint.connections[line.worker].h1.lock();
-    kept.all.retain(|idle| !idle.sender.is_closed());
+    let mut at = kept.all.len();
     loop {
-        let at = kept
-            .all
-            .iter()
-            .rposition(|idle| idle.port == line.port && idle.sender.is_ready())?;
+        at = kept.all[..at].iter().rposition(|idle| idle.port == line.port)?;
         let idle = kept.all.remove(at);
         kept.least = kept.least.min(kept.all.len());
-        if !look
-            || idle
-                .wire
-                .upgrade()
-                .is_some_and(|stream| crate::wire::is_silent(&stream))
-        {
+        let is_good = idle.sender.is_ready()
+            && (!look
+                || idle
+                    .wire
+                    .upgrade()
+                    .is_some_and(|stream| crate::wire::is_silent(&stream)));
+        if is_good {
             return Some(idle);
         }
     }
