@@ -1,5 +1,6 @@
 // The gRPC application of tests/clients: the interoperability test service of google.golang.org/grpc with health and
-// reflection, on $PORT. Every answer says in the header "pod" which pod gave it.
+// reflection, on $PORT. Every answer says in the header "pod" which pod gave it, and that of a unary call in "served" how
+// many of them this pod has answered.
 package main
 
 import (
@@ -8,6 +9,8 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strconv"
+	"sync/atomic"
 	"syscall"
 
 	"google.golang.org/grpc"
@@ -25,9 +28,11 @@ func main() {
 		log.Fatal(err)
 	}
 	pod := metadata.Pairs("pod", os.Getenv("POD_NAME"))
+	var served atomic.Int64
 	server := grpc.NewServer(
 		grpc.UnaryInterceptor(func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-			if err := grpc.SetHeader(ctx, pod); err != nil {
+			count := metadata.Pairs("served", strconv.FormatInt(served.Add(1), 10))
+			if err := grpc.SetHeader(ctx, metadata.Join(pod, count)); err != nil {
 				return nil, err
 			}
 			return handle(ctx, request)

@@ -1,5 +1,6 @@
 //! The binaries under test, built once for each test executable, and the locks by which scenarios take turns.
 
+use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,19 +45,18 @@ fn build() -> Result<()> {
     let folder = folder()?;
     let target = folder.parent().context("a target folder")?;
     let mut command = Command::new(env!("CARGO"));
-    command.args([
-        "build",
-        "--quiet",
-        "-p",
-        "dormouse",
-        "-p",
-        "dormouse-loadtest",
-        "-p",
-        "dormouse-tests",
-        "--bins",
-    ]);
+    // As `cargo test --workspace` does: for fewer packages, or without what tests need, libraries have other features.
+    command.args(["build", "--quiet", "--workspace", "--bins", "--examples"]);
     if folder.ends_with("release") {
         command.arg("--release");
+    }
+    // What cargo tells the tests it runs would be news to build scripts that ask for it.
+    let told = |name: &OsString| {
+        let name = name.to_string_lossy();
+        name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    };
+    for name in std::env::vars_os().map(|(name, _)| name).filter(told) {
+        command.env_remove(name);
     }
     command
         .env("CARGO_TARGET_DIR", target)
