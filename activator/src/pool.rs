@@ -4,6 +4,8 @@
 //! admission and the choice of a pod are one fact, so both happen under the pool's lock. Control tasks change the pods
 //! under the same lock, swap the view, and hand out what became free: nobody is left waiting beside a free place.
 //!
+//! View and settings are swapped, not locked: whoever reads them keeps nobody waiting, whatever lock they take meanwhile.
+//!
 //! In reading order: `endpoint` (where requests go), `entering` (how they get a place and give it back), `peers` (places
 //! that other activators own), `pods` (what Kubernetes says), `outlier` and `failing` (pods that fail requests),
 //! `probing`, `waking`, `reporting`.
@@ -24,9 +26,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use crds::report::PoolKey;
 use crds::route::{Probe, Wake, Workload};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::budget::Budget;
@@ -91,8 +94,8 @@ struct View {
 pub(crate) struct Pool {
     pub(crate) key: PoolKey,
     hub: Arc<Hub>,
-    settings: RwLock<Arc<Settings>>,
-    view: RwLock<Arc<View>>,
+    settings: ArcSwap<Settings>,
+    view: ArcSwap<View>,
     state: Mutex<State>,
     /// `state.throttle.waiting()`, readable without the lock.
     held: AtomicU32,
@@ -138,8 +141,8 @@ impl Pool {
         Arc::new(Self {
             key,
             hub,
-            settings: RwLock::default(),
-            view: RwLock::default(),
+            settings: ArcSwap::default(),
+            view: ArcSwap::default(),
             state: Mutex::default(),
             held: AtomicU32::new(0),
             tallies: (0..workers).map(|_| Mutex::default()).collect(),
@@ -152,22 +155,22 @@ impl Pool {
 
     /// The settings in force.
     pub(crate) fn settings(&self) -> Arc<Settings> {
-        Arc::clone(&self.settings.read())
+        self.settings.load_full()
     }
 
     /// Pods that answer.
     pub(crate) fn ready(&self) -> usize {
-        self.view.read().ready
+        self.view.load().ready
     }
 
     /// Pods that are passed over because they fail requests.
     pub(crate) fn ejected(&self) -> usize {
-        self.view.read().ejected
+        self.view.load().ejected
     }
 
     /// Whether a request that uses only pods of our own would have a place at once.
     pub(crate) fn has_room(&self) -> bool {
-        let view = self.view.read();
+        let view = self.view.load();
         let is_free =
             |pod: &Arc<Endpoint>| view.limit == 0 || pod.in_flight.load(Ordering::Acquire) < view.limit;
         self.held() == 0 && view.pods.iter().any(is_free)
@@ -175,7 +178,7 @@ impl Pool {
 
     /// Since when pods answer; `None`: none does.
     pub(crate) fn ready_since(&self) -> Option<Duration> {
-        self.view.read().ready_since
+        self.view.load().ready_since
     }
 
     /// Requests that wait.
@@ -185,9 +188,9 @@ impl Pool {
 
     /// The pool as a refusal describes it.
     pub(crate) fn describe(&self) -> PoolNow {
-        let view = Arc::clone(&self.view.read());
+        let view = self.view.load();
         PoolNow {
-            service: self.settings.read().service.clone(),
+            service: self.settings.load().service.clone(),
             ready: view.ready,
             pods: view.known,
             held: self.held(),

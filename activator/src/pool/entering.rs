@@ -40,7 +40,7 @@ impl Pool {
         avoid: Option<&Endpoint>,
         who: Option<impl FnOnce() -> String>,
     ) -> Enter {
-        let view = Arc::clone(&self.view.read());
+        let view = self.view.load();
         if view.limit == 0 && self.held() == 0 {
             // The view may be a moment old; a pod that has just gone refuses and the request comes back.
             if let Some(place) = place(&view, avoid, random) {
@@ -48,8 +48,8 @@ impl Pool {
             }
         }
         let mut state = self.state.lock();
-        let view = Arc::clone(&self.view.read());
-        let limit = self.settings.read().queue_limit as usize;
+        let view = self.view.load();
+        let limit = self.settings.load().queue_limit as usize;
         let (ticket, line) = match state
             .throttle
             .admit(now, kind, limit, || place(&view, avoid, random))
@@ -105,7 +105,7 @@ impl Pool {
 
     /// Gives out every place that is free, in order of arrival, and asks peers for those who still wait.
     pub(super) fn dispatch(self: &Arc<Self>, state: &mut State) {
-        let view = Arc::clone(&self.view.read());
+        let view = self.view.load();
         let mut random = |below: u32| fastrand::u32(..below);
         state.throttle.dispatch(
             || place(&view, None, &mut random),
@@ -119,7 +119,7 @@ impl Pool {
 
     pub(super) fn release(self: &Arc<Self>, endpoint: &Endpoint) {
         endpoint.in_flight.fetch_sub(1, Ordering::AcqRel);
-        if self.view.read().limit > 0 || self.held() > 0 {
+        if self.view.load().limit > 0 || self.held() > 0 {
             self.dispatch(&mut self.state.lock());
         }
     }
@@ -200,7 +200,7 @@ impl Drop for Held {
         state.throttle.leave(self.ticket);
         self.pool.count_held(&state);
         self.pool.ask_peers(&mut state);
-        if state.throttle.waiting() == 0 && self.pool.view.read().ready == 0 {
+        if state.throttle.waiting() == 0 && self.pool.view.load().ready == 0 {
             // Everybody has gone: what wakes now is not a cold start that anybody waits for.
             state.waking = None;
         }

@@ -42,7 +42,7 @@ impl Pool {
 
     /// Asks peers for as many places as requests wait for one, and gives up asking for more.
     pub(super) fn ask_peers(self: &Arc<Self>, state: &mut State) {
-        let view = Arc::clone(&self.view.read());
+        let view = self.view.load();
         if view.peers.is_empty() && state.asks.is_empty() {
             return;
         }

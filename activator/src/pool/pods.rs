@@ -76,11 +76,11 @@ impl Pod {
 impl Pool {
     /// Takes over settings from a Route.
     pub(crate) fn configure(self: &Arc<Self>, settings: Settings) {
-        if **self.settings.read() == settings {
+        if **self.settings.load() == settings {
             return;
         }
         let mut state = self.state.lock();
-        *self.settings.write() = Arc::new(settings);
+        self.settings.store(Arc::new(settings));
         self.refresh(&mut state);
     }
 
@@ -137,17 +137,17 @@ impl Pool {
 
     /// The division of pods among activators has changed.
     pub(crate) fn reshare(self: &Arc<Self>) {
-        if self.view.read().limit > 0 {
+        if self.view.load().limit > 0 {
             self.refresh(&mut self.state.lock());
         }
     }
 
     /// Makes the view anew, gives out what became free, and sees to it that pods that should be probed are.
     pub(super) fn refresh(self: &Arc<Self>, state: &mut State) {
-        let limit = self.settings.read().limit;
+        let limit = self.settings.load().limit;
         let now = self.hub.now();
         let (was_ready, ready_since) = {
-            let view = self.view.read();
+            let view = self.view.load();
             (view.ready, view.ready_since)
         };
         let usable: Vec<_> = state
@@ -195,7 +195,7 @@ impl Pool {
             });
         }
         let ready = view.ready;
-        *self.view.write() = Arc::new(view);
+        self.view.store(Arc::new(view));
         if ready == 0 {
             state.forget_wake();
         }

@@ -21,7 +21,7 @@ pub(crate) struct ProbeTarget {
 impl Pool {
     /// Starts a task for each pod that a probe could make usable and that has none.
     pub(super) fn start_probes(self: &Arc<Self>, state: &mut State) {
-        let kind = self.settings.read().probe.kind;
+        let kind = self.settings.load().probe.kind;
         for pod in state.pods.values_mut() {
             if !pod.is_probed && pod.wants_probe(kind) {
                 pod.is_probed = true;
@@ -34,7 +34,7 @@ impl Pool {
 
     /// What to probe next; `None`: the pod needs no probe any more, and its task ends.
     pub(crate) fn probe_target(&self, endpoint: &Arc<Endpoint>) -> Option<ProbeTarget> {
-        let probe = self.settings.read().probe.clone();
+        let probe = self.settings.load().probe.clone();
         let mut state = self.state.lock();
         let is_awaited = state.throttle.waiting() > 0;
         let pod = state.pod_of(endpoint)?;

@@ -54,7 +54,7 @@ impl Pool {
             service_seconds: sum.service_seconds,
             in_flight: sum.in_flight,
             held: sum.held,
-            ready: u32::try_from(self.view.read().ready).unwrap_or(u32::MAX),
+            ready: u32::try_from(self.view.load().ready).unwrap_or(u32::MAX),
             oldest_held_us: state.throttle.oldest().map_or(0, |since| {
                 u64::try_from(now.saturating_sub(since).as_micros())
                     .unwrap_or(u64::MAX)
@@ -73,7 +73,7 @@ impl Pool {
 
     /// Requests in flight at pods that belong to another activator by the epoch in force.
     pub(crate) fn foreign(&self) -> u32 {
-        if self.view.read().limit == 0 {
+        if self.view.load().limit == 0 {
             return 0;
         }
         let state = self.state.lock();

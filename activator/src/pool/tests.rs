@@ -93,6 +93,33 @@ fn held(pool: &Arc<Pool>) -> Held {
     }
 }
 
+#[tokio::test]
+async fn a_pool_is_described_while_its_settings_change() {
+    const TIMES: u32 = 50_000;
+    let pool = pool(Settings::default());
+    let (done, both) = std::sync::mpsc::channel();
+    let (describing, described) = (Arc::clone(&pool), done.clone());
+    std::thread::spawn(move || {
+        (0..TIMES).for_each(|_| drop(describing.describe()));
+        described.send(()).expect("somebody waits");
+    });
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::spawn(move || {
+        let _entered = runtime.enter();
+        for queue_limit in 0..TIMES {
+            pool.configure(Settings {
+                queue_limit,
+                ..Settings::default()
+            });
+        }
+        done.send(()).expect("somebody waits");
+    });
+    for _ in 0..2 {
+        // It takes a fraction of a second, unless each waits for the other.
+        both.recv_timeout(Duration::from_secs(60)).expect("no deadlock");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pod_on_probation_is_probed_until_it_answers_though_nobody_waits() {
     let pool = pool(Settings {
@@ -187,12 +214,12 @@ async fn there_is_room_only_where_a_place_of_our_own_is_free() {
         ("all are busy", 2, vec![pod(2), pod(2)], false),
         ("all pods are another activator's", 2, vec![], false),
     ] {
-        *pool.view.write() = Arc::new(View {
+        pool.view.store(Arc::new(View {
             limit,
             pods,
             ready: 2,
             ..View::default()
-        });
+        }));
         assert_eq!(pool.has_room(), wanted, "{what}");
     }
 }

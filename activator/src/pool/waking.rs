@@ -103,7 +103,7 @@ impl Pool {
         let state = self.state.lock();
         state.waking.is_some()
             && state.throttle.waiting() > 0
-            && self.view.read().ready == 0
+            && self.view.load().ready == 0
             && !state.is_acknowledged(since)
     }
 
