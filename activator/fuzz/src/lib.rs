@@ -51,6 +51,7 @@ impl Front {
 
     /// An activator without any Route.
     pub fn empty() -> Self {
+        std::thread::spawn(watch_for_deadlocks);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -140,6 +141,18 @@ impl Front {
             "{:?}",
             String::from_utf8_lossy(&answer)
         );
+    }
+}
+
+/// Ends the run when threads wait for each other, and says where each of them does.
+fn watch_for_deadlocks() {
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let found = parking_lot::deadlock::check_deadlock();
+        for thread in found.iter().flatten() {
+            eprintln!("a thread of a deadlock: {:?}", thread.backtrace());
+        }
+        assert!(found.is_empty(), "a deadlock");
     }
 }
 
