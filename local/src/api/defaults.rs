@@ -425,7 +425,13 @@ pub(crate) fn spec_differs(resource: &Resource, before: &Value, after: &Value) -
         return part(before) != part(after);
     }
     if !resource.custom {
-        return before.get("spec") != after.get("spec");
+        // A Deployment's controller copies its annotations to the ReplicaSet: it must see that it has them all.
+        let annotated = |value: &Value| {
+            let annotations = value["metadata"]["annotations"].as_object();
+            let any = annotations.filter(|it| resource.is("apps", "Deployment") && !it.is_empty());
+            any.cloned()
+        };
+        return before.get("spec") != after.get("spec") || annotated(before) != annotated(after);
     }
     let rest = |value: &Value| -> Map<String, Value> {
         let mut map = value.as_object().cloned().unwrap_or_default();

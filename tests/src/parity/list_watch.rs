@@ -37,6 +37,8 @@ table!("list_watch":
 
 /// How long anything that must come may take.
 const SOON: Duration = Duration::from_secs(10);
+/// What the bookmark carries that ends the beginning of a watch-list.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 fn maps(client: &Client, ns: &str) -> Api<ConfigMap> {
     Api::namespaced(client.clone(), ns)
@@ -73,6 +75,8 @@ where
             .context("no event came")??;
         match event.context("the watch ended")? {
             WatchEvent::Added(it) if it.name_any() == "kube-root-ca.crt" => {}
+            // They come whenever the server sees fit, but for the one that a watch-list asks for.
+            WatchEvent::Bookmark(mark) if !mark.metadata.annotations.contains_key(INITIAL_EVENTS_END) => {}
             other => return Ok(other),
         }
     }
@@ -372,7 +376,7 @@ async fn watch_list_ends_the_beginning_with_a_bookmark(client: Client, ns: Strin
         WatchEvent::Bookmark(mark) => ensure!(
             mark.metadata
                 .annotations
-                .get("k8s.io/initial-events-end")
+                .get(INITIAL_EVENTS_END)
                 .is_some_and(|it| it == "true"),
             "{:?}",
             mark.metadata.annotations

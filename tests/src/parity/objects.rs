@@ -1,8 +1,9 @@
 //! Create, get, update: metadata, versions, conflicts.
 
 use anyhow::ensure;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
 
@@ -23,7 +24,8 @@ table!("objects":
     update_of_what_is_not_there_is_not_found,
     update_cannot_change_identity,
     lease_can_be_created_by_update,
-    generation_counts_spec_changes_only,
+    generation_counts_changes_of_the_spec,
+    generation_of_a_deployment_counts_annotations_too,
     unknown_kind_is_not_found,
     empty_maps_are_left_out,
 );
@@ -230,9 +232,17 @@ async fn lease_can_be_created_by_update(client: Client, ns: String) -> anyhow::R
     Ok(())
 }
 
-async fn generation_counts_spec_changes_only(client: Client, ns: String) -> anyhow::Result<()> {
-    let api: Api<k8s_openapi::api::apps::v1::Deployment> = Api::namespaced(client, &ns);
-    let mut object = api.create(&PostParams::default(), &deployment("a")?).await?;
+/// A paused Deployment: no controller annotates it meanwhile.
+async fn paused(client: Client, ns: &str) -> anyhow::Result<(Api<Deployment>, Deployment)> {
+    let api: Api<Deployment> = Api::namespaced(client, ns);
+    let mut object = deployment("a")?;
+    object.spec.iter_mut().for_each(|spec| spec.paused = Some(true));
+    let made = api.create(&PostParams::default(), &object).await?;
+    Ok((api, made))
+}
+
+async fn generation_counts_changes_of_the_spec(client: Client, ns: String) -> anyhow::Result<()> {
+    let (api, mut object) = paused(client, &ns).await?;
     ensure!(object.metadata.generation == Some(1));
     object.labels_mut().insert("x".into(), "y".into());
     object.metadata.resource_version = None;
@@ -248,6 +258,20 @@ async fn generation_counts_spec_changes_only(client: Client, ns: String) -> anyh
         "{:?}",
         changed.metadata.generation
     );
+    Ok(())
+}
+
+async fn generation_of_a_deployment_counts_annotations_too(client: Client, ns: String) -> anyhow::Result<()> {
+    let (api, _) = paused(client, &ns).await?;
+    for (value, wanted) in [(json!("1"), 2), (json!("1"), 2), (json!(null), 3)] {
+        let patch = Patch::Merge(json!({ "metadata": { "annotations": { "parity.test/a": value } } }));
+        let next = api.patch("a", &PatchParams::default(), &patch).await?;
+        ensure!(
+            next.metadata.generation == Some(wanted),
+            "{value}: {:?}",
+            next.metadata.generation
+        );
+    }
     Ok(())
 }
 
