@@ -201,7 +201,9 @@ impl Fleet {
                     unlisted
                 });
             }
-            self.lead(*leadership.borrow_and_update());
+            // Not in one expression: nothing is waited for while the channel is being read.
+            let leads = *leadership.borrow_and_update();
+            self.lead(leads);
             tokio::select! {
                 () = stop.cancelled() => break,
                 changed = endpoints.changed() => if changed.is_err() { break },

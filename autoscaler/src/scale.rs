@@ -156,13 +156,18 @@ impl Scaler {
         let workers = self
             .tasks
             .spawn(worker::run(Arc::clone(&self), leading.clone(), stop.clone()));
-        self.lead(leading.borrow_and_update().leader);
+        // Not in one expression: nothing is waited for while the channel is being read.
+        let leads = leading.borrow_and_update().leader;
+        self.lead(leads);
         loop {
             let next = self.next_timer();
             tokio::select! {
                 () = stop.cancelled() => break,
                 changed = leading.changed() => match changed {
-                    Ok(()) => self.lead(leading.borrow_and_update().leader),
+                    Ok(()) => {
+                        let leads = leading.borrow_and_update().leader;
+                        self.lead(leads);
+                    }
                     Err(_) => break,
                 },
                 keys = entries.take() => keys.into_iter().for_each(|key| self.enter(&key)),

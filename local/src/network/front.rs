@@ -48,15 +48,16 @@ impl Front {
     /// Serves until `shutdown`.
     pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
         loop {
-            let Some(permit) = self.limit.one().await else {
-                return;
+            let accepting = async {
+                let (client, _) = listener.accept().await?;
+                Ok::<_, std::io::Error>((client, self.limit.one().await))
             };
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => return,
-                accepted = listener.accept() => accepted,
+                accepted = accepting => accepted,
             };
             match accepted {
-                Ok((client, _)) => {
+                Ok((client, permit)) => {
                     let front = Arc::clone(&self);
                     let shutdown = shutdown.clone();
                     tokio::spawn(async move {

@@ -340,9 +340,6 @@ impl Listener {
     /// Serves until there are no endpoints.
     async fn serve(&mut self, listener: &TcpListener, mut last: Endpoints) {
         loop {
-            let Some(permit) = self.limit.one().await else {
-                return;
-            };
             let accepted = tokio::select! {
                 // Changes first: a connection must not be sent where the last look already said that nobody is.
                 biased;
@@ -361,7 +358,10 @@ impl Listener {
             };
             match accepted {
                 Ok((client, _)) => {
-                    let Some(endpoint) = pick(&last) else { continue };
+                    // The permit only now: a port that nobody connects to must not keep one.
+                    let (Some(endpoint), Some(permit)) = (pick(&last), self.limit.one().await) else {
+                        continue;
+                    };
                     tokio::spawn(async move {
                         splice(client, &[], endpoint).await;
                         drop(permit);
